@@ -1,0 +1,203 @@
+"""One door to open_clip: filters, training and evaluation all open their models here, and nothing else imports it.
+
+A model is named by one string:
+
+    ViT-B-32                   an architecture, fresh weights (any open_clip name, ViTamin included, or a winnow-* one)
+    ViT-B-32/openai            an architecture with an open_clip pretrained tag (downloaded and cached by open_clip)
+    ViT-B-32@/path/weights.pt  an architecture with a checkpoint file
+    hf-hub:org/name            a Hugging Face hub model in open_clip's layout
+    /path/to/run               a run directory that training wrote
+
+Weights are read with torch.load(weights_only=True) or safetensors, never unpickled.
+"""
+
+import functools
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError, ModelError, check_name
+from pipeline.schemas import CHECKPOINT, RUN_MODEL
+from pipeline.storage import exists, is_folder, join, read_bytes, sha256_of_file
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIGS = Path(__file__).parent / "clip_models"
+"""winnow's own tiny architectures, in open_clip's config format."""
+HUB_PREFIX = "hf-hub:"
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSource:
+    """A model string taken apart; nothing is opened or downloaded yet."""
+
+    architecture: str
+    """open_clip model name, or hf-hub:org/name."""
+    weights: str | None = None
+    """Checkpoint file or open_clip pretrained tag; None for fresh or hub weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedClip:
+    """A model with what belongs to it."""
+
+    model: Any
+    """The open_clip module: encode_image, encode_text, logit_scale, visual, output_dict=True forward."""
+    train_transform: Any
+    """PIL image -> float32 (3, H, W), random crop."""
+    eval_transform: Any
+    """PIL image -> float32 (3, H, W), resize and centre crop."""
+    tokenize: Any
+    """list[str] -> int64 (N, context_length)."""
+    image_size_px: int
+    embed_dim: int
+
+
+def find_clip(model: str) -> ClipSource:
+    """Return the architecture and weights that a model string names.
+
+    Raises ModelError for a path that is not a run directory, ConfigError (with near names) for an unknown architecture.
+    """
+    if model.startswith(HUB_PREFIX):
+        return ClipSource(model)
+    if is_folder(model):
+        return _find_in_run(model)
+    architecture, at, path = model.partition("@")
+    if at:
+        _check_architecture(architecture)
+        if not exists(path):
+            raise ModelError(f"model {model!r}: there is no checkpoint at {path!r}.")
+        return ClipSource(architecture, path)
+    architecture, slash, tag = model.partition("/")
+    if slash and architecture not in list_architectures():
+        raise ModelError(
+            f"model {model!r} is neither a run directory that exists nor ARCHITECTURE/TAG (see `winnow doctor`)."
+        )
+    _check_architecture(architecture)
+    if slash:
+        import open_clip
+
+        check_name(tag, open_clip.list_pretrained_tags_by_model(architecture), kind=f"pretrained tag of {architecture}")
+    return ClipSource(architecture, tag if slash else None)
+
+
+def _find_in_run(folder: str) -> ClipSource:
+    url = join(folder, RUN_MODEL)
+    if not exists(url):
+        raise ModelError(
+            f"{folder!r} is not a finished run: it has no {RUN_MODEL}. Train it to the end, or name ARCHITECTURE@FILE."
+        )
+    try:
+        return ClipSource(json.loads(read_bytes(url))["architecture"], join(folder, CHECKPOINT))
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{url} does not say which architecture was trained.") from None
+
+
+def _check_architecture(name: str) -> None:
+    try:
+        check_name(name, list_architectures(), kind="model architecture")
+    except ConfigError as error:
+        near = str(error).split("Known:")[0]
+        raise ConfigError(f"{near}`winnow doctor --models` lists all {len(list_architectures())}.") from None
+
+
+@functools.cache
+def list_architectures() -> tuple[str, ...]:
+    """Return every architecture name open_clip knows, winnow's tiny ones included."""
+    return tuple(_open_clip().list_models())
+
+
+@functools.cache
+def _open_clip() -> Any:
+    """Import open_clip and teach it winnow's tiny architectures."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # third-party import-time deprecations
+        import open_clip
+    import pipeline.tiny_vitamin  # noqa: F401  (registers the timm model that winnow-vitamin-tiny names)
+
+    for path in sorted(CONFIGS.glob("*.json")):
+        open_clip.add_model_config(path)
+    return open_clip
+
+
+def sha256_of_model(model: str) -> str | None:
+    """Return the hex sha256 of a model's weights file (fetched first if it is remote); None for fresh weights."""
+    source = find_clip(model)
+    path = fetch_weights(source)
+    return sha256_of_file(path) if path else None
+
+
+def fetch_weights(source: ClipSource) -> str | None:
+    """Return a local path of the weights, downloading through open_clip's cache when they are named by tag or hub id."""
+    from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+
+    if source.architecture.startswith(HUB_PREFIX):
+        return str(download_pretrained_from_hf(source.architecture[len(HUB_PREFIX) :]))
+    if source.weights is None or exists(source.weights):
+        return source.weights
+    return str(download_pretrained(get_pretrained_cfg(source.architecture, source.weights)))
+
+
+def open_model(model: str, *, device: "str | torch.device" = "cpu") -> OpenedClip:
+    """Return the named model in eval mode, float32, on `device`, with its transforms and tokenizer.
+
+    Raises ModelError when a checkpoint does not fit the architecture or cannot be read safely.
+    """
+    source = find_clip(model)
+    open_clip = _open_clip()
+    try:
+        with warnings.catch_warnings(), _QuietLogging():
+            warnings.simplefilter("ignore")
+            module, train_transform, eval_transform = open_clip.create_model_and_transforms(
+                source.architecture, pretrained=source.weights, device=device
+            )
+            tokenize = open_clip.get_tokenizer(source.architecture)
+    except Exception as error:
+        raise ModelError(_why_not_opened(model, source, error)) from error
+    module.eval()
+    size = module.visual.image_size
+    embed_dim = (
+        int(open_clip.get_model_config(source.architecture)["embed_dim"])
+        if open_clip.get_model_config(source.architecture)
+        else 0
+    )
+    return OpenedClip(
+        module, train_transform, eval_transform, tokenize, size[0] if isinstance(size, tuple) else int(size), embed_dim
+    )
+
+
+def embed_dim_of(model: str) -> int:
+    """Return the width of a model's embeddings without opening its weights.  Raises ModelError for an unknown hub model."""
+    source = find_clip(model)
+    open_clip = _open_clip()
+    settings = open_clip.get_model_config(source.architecture)
+    if settings is None:  # a hub model carries its own config
+        return open_model(model).embed_dim
+    return int(settings["embed_dim"])
+
+
+def _why_not_opened(model: str, source: ClipSource, error: Exception) -> str:
+    first_lines = " ".join(str(error).split())[:400]
+    if "size mismatch" in str(error) or "Missing key" in str(error) or "Unexpected key" in str(error):
+        return (
+            f"checkpoint {source.weights!r} is not a {source.architecture}: {first_lines}. "
+            "Name the architecture it was trained as (ARCHITECTURE@FILE), or its run directory."
+        )
+    if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
+        return f"checkpoint {source.weights!r} holds more than tensors and is not opened, for safety: {first_lines}"
+    return f"model {model!r} could not be opened: {type(error).__name__}: {first_lines}"
+
+
+class _QuietLogging:
+    """Silence open_clip's INFO and 'no pretrained weights' lines while a model is built."""
+
+    def __enter__(self) -> None:
+        self.disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(self.disabled)

@@ -1,0 +1,132 @@
+"""The manifest: JSON beside each artifact, written last, that says what was asked, from what, and where every row went.
+
+A manifest holds no time and no host, so the same work gives the same bytes.  An artifact without one does not exist:
+`find_done` is how every stage asks "has exactly this been made already?".
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.errors import StageError
+from pipeline.schemas import FORMAT_VERSION, MANIFEST
+from pipeline.storage import exists, join, read_bytes, write_bytes
+
+log = logging.getLogger("winnow")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Where rows went: read = kept + sum(dropped) + sum(failed)."""
+
+    read: int
+    kept: int
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Rows a rule turned away, by rule."""
+    failed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Rows that could not be worked on, by reason."""
+
+    def check(self, where: str) -> None:
+        """Raise StageError unless every row read is accounted for."""
+        accounted = self.kept + sum(self.dropped.values()) + sum(self.failed.values())
+        if accounted != self.read:
+            raise StageError(
+                f"{where}: {self.read} rows in, {accounted} accounted for "
+                f"(kept {self.kept}, dropped {dict(self.dropped)}, failed {dict(self.failed)}). This is a bug in winnow."
+            )
+
+
+def add_counts(parts: Iterable[Counts]) -> Counts:
+    """Return the sum of several accounts; reasons come out sorted."""
+    read = kept = 0
+    dropped: dict[str, int] = {}
+    failed: dict[str, int] = {}
+    for part in parts:
+        read, kept = read + part.read, kept + part.kept
+        for total, addition in ((dropped, part.dropped), (failed, part.failed)):
+            for reason, number in addition.items():
+                total[reason] = total.get(reason, 0) + number
+    return Counts(read=read, kept=kept, dropped=dict(sorted(dropped.items())), failed=dict(sorted(failed.items())))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What one stage made.  `identity` is decided by stage, config and parents alone."""
+
+    stage: str
+    config: Mapping[str, Any]
+    """The choices that decide the bytes, as plain JSON values."""
+    parents: Mapping[str, str]
+    """Name -> identity of each artifact this one was made from."""
+    counts: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
+    """One account per filter, step or pass of the stage."""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What came out: files, thresholds, numbers; plain JSON values."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def identity(self) -> str:
+        """Hex sha256 of stage, format version, config and parents."""
+        return hash_json([self.stage, self.format_version, self.config, self.parents])
+
+
+def hash_json(value: Any) -> str:
+    """Return the hex sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_manifest(folder: str, manifest: Manifest, *, name: str = MANIFEST) -> None:
+    """Check every account and write the manifest atomically.  Raises StageError when rows are unaccounted for."""
+    for what, counts in manifest.counts.items():
+        counts.check(f"{manifest.stage} ({what})")
+    content = {"identity": manifest.identity, **dataclasses.asdict(manifest)}
+    write_bytes(join(folder, name), (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_manifest(folder: str, *, name: str = MANIFEST) -> Manifest | None:
+    """Return the manifest in `folder`, or None when there is none.  Raises StageError if it is not one."""
+    url = join(folder, name)
+    if not exists(url):
+        return None
+    try:
+        content = json.loads(read_bytes(url))
+        content.pop("identity")
+        content["counts"] = {what: Counts(**counts) for what, counts in content["counts"].items()}
+        return Manifest(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(f"{url} is not a winnow manifest ({error}). Delete it to make the artifact again.") from None
+
+
+def find_done(folder: str, wanted: Manifest, *, name: str = MANIFEST) -> Manifest | None:
+    """Return the manifest on disk if it has the identity of `wanted`, else None, after naming what changed."""
+    found = read_manifest(folder, name=name)
+    if found is None or found.identity == wanted.identity:
+        return found
+    log.warning("%s: %s is made again because %s", wanted.stage, join(folder, name), "; ".join(changes(found, wanted)))
+    return None
+
+
+def changes(old: Manifest, new: Manifest) -> list[str]:
+    """Return one phrase per difference in what decides the bytes, e.g. `config.fraction changed from 0.3 to 0.4`."""
+    before, after = (
+        _flatten({"config": m.config, "parents": m.parents, "format": m.format_version}) for m in (old, new)
+    )
+    names = sorted(before.keys() | after.keys())
+    return [
+        f"{n} changed from {before.get(n, 'absent')} to {after.get(n, 'absent')}"
+        for n in names
+        if before.get(n) != after.get(n)
+    ]
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        pairs = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, (list, tuple)):
+        pairs = [(str(k), v) for k, v in enumerate(value)]
+    else:
+        return {path: value}
+    return {p: leaf for k, v in pairs for p, leaf in _flatten(v, f"{path}.{k}" if path else k).items()}

@@ -1,0 +1,95 @@
+"""Every column name, Arrow schema, file name and format version, in DataComp's and img2dataset's own spelling."""
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+"""Raised when a stored format changes; part of every artifact's identity."""
+
+# Columns of a pool (CommonPool metadata; img2dataset's parquet says `caption` where CommonPool says `text`).
+UID = "uid"
+URL = "url"
+TEXT = "text"
+CAPTION = "caption"
+KEY = "key"
+STATUS = "status"
+ORIGINAL_WIDTH = "original_width"
+ORIGINAL_HEIGHT = "original_height"
+STATUS_SUCCESS = "success"
+
+# Columns that reading a pool adds to its batches; they are never stored.
+ROW = "__row__"
+"""int32: position of the row within its part."""
+IMAGE = "image"
+"""binary: the image member's bytes, untouched; null when there are none."""
+IMAGE_ERROR = "__image_error__"
+"""string: why IMAGE is null (one of the REASON_ names); null otherwise."""
+
+REASON_MISSING_IMAGE = "missing_image"
+REASON_TRUNCATED_TAR = "truncated_tar"
+REASON_UNREADABLE_IMAGE = "unreadable_image"
+REASON_NULL_CAPTION = "null_caption"
+REASON_NOT_DOWNLOADED = "not_downloaded"
+REASON_BROKEN_PART = "broken_part"
+
+# Score columns.
+CAPTION_WORDS = "caption_words"
+CAPTION_CHARS = "caption_chars"
+CAPTION_LANGUAGE = "caption_language"
+CAPTION_LANGUAGE_CONFIDENCE = "caption_language_confidence"
+MIN_SIDE_PX = "image_min_side_px"
+ASPECT = "image_aspect"
+
+
+def similarity_column(name: str) -> str:
+    """Return the cosine column of CLIP filter `name`, as CommonPool spells it (clip_l14 -> clip_l14_similarity_score)."""
+    return f"{name}_similarity_score"
+
+
+def image_embedding_column(name: str) -> str:
+    """Return the image embedding column of CLIP filter `name` (CommonPool's npz says l14_img)."""
+    return f"{name}_img"
+
+
+def text_embedding_column(name: str) -> str:
+    """Return the caption embedding column of CLIP filter `name` (CommonPool's npz says l14_txt)."""
+    return f"{name}_txt"
+
+
+# Tar members.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+CAPTION_EXTENSION = "txt"
+JSON_EXTENSION = "json"
+CLASS_EXTENSION = "cls"
+
+# File names.
+PART_PATTERN = "{:08d}"
+TAR_SUFFIX = ".tar"
+PARQUET_SUFFIX = ".parquet"
+STATS_SUFFIX = "_stats.json"
+SIZES = "sizes.json"
+MANIFEST = "manifest.json"
+FAILURES = "failures.parquet"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+RESUME = "resume.pt"
+RUN_MODEL = "model.json"
+EVAL_RESULTS = "eval_results.jsonl"
+REPORT = "report.html"
+EVENTS = "events.jsonl"
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        ("part", pa.string()),
+        (ROW, pa.int32()),
+        (UID, pa.string()),
+        ("filter", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""One row per (pool row, filter) that could not be scored."""
+
+# Metadata keys of a score file.
+SCORE_IDENTITY = b"winnow_identity"
+SCORE_FILTER = b"winnow_filter"
+SCORE_COUNTS = b"winnow_counts"

@@ -1,0 +1,197 @@
+"""List, read and atomically write files on any fsspec URL (a local path is the common case).
+
+Every artifact is written to a temporary name in its own folder and renamed, so a reader sees all of it or nothing.
+On an object store the rename is the store's own copy-and-delete; the manifest written last is what publishes.
+"""
+
+import hashlib
+import io
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from braceexpand import braceexpand
+
+from pipeline.errors import PoolError
+
+CHUNK_BYTES = 1 << 20
+
+
+def is_local(url: str) -> bool:
+    """Return whether `url` is a plain local path."""
+    return "://" not in url
+
+
+def join(folder: str, *names: str) -> str:
+    """Return `folder/name/...` without doubled slashes."""
+    return "/".join([folder.rstrip("/"), *names])
+
+
+def name_of(url: str) -> str:
+    """Return the last path component of `url`."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return filesystem, path
+
+
+def exists(url: str) -> bool:
+    """Return whether a file or folder is there."""
+    if is_local(url):
+        return Path(url).exists()
+    filesystem, path = _filesystem(url)
+    return bool(filesystem.exists(path))
+
+
+def is_folder(url: str) -> bool:
+    """Return whether `url` names a folder that exists."""
+    if is_local(url):
+        return Path(url).is_dir()
+    filesystem, path = _filesystem(url)
+    return bool(filesystem.isdir(path))
+
+
+def list_folder(url: str) -> list[str]:
+    """Return the files directly in a folder, as full URLs sorted by name; [] when it does not exist."""
+    if is_local(url):
+        folder = Path(url)
+        return sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+    filesystem, path = _filesystem(url)
+    if not filesystem.isdir(path):
+        return []
+    found = [entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"]
+    return sorted(str(filesystem.unstrip_protocol(name)) for name in found)
+
+
+def expand(pattern: str) -> list[str]:
+    """Return the URLs a folder, glob, brace range or `a::b` list of them names, sorted within each source.
+
+    A folder gives its files; a glob what matches; a brace range exactly what it spells.  Nothing is de-duplicated.
+    Raises PoolError when a source names no file at all, or a brace range names one that is missing.
+    """
+    urls: list[str] = []
+    for source in pattern.split("::"):
+        found: list[str] = []
+        for one in braceexpand(source):
+            found += _expand_one(one)
+        if not found:
+            raise PoolError(f"{source!r} matches no file. Name a folder, a glob or a {{00000..00099}}.tar range.")
+        urls += found
+    return urls
+
+
+def _expand_one(source: str) -> list[str]:
+    if any(c in source for c in "*?["):
+        filesystem, path = _filesystem(source)
+        found = sorted(str(p) for p in filesystem.glob(path))
+        return found if is_local(source) else [str(filesystem.unstrip_protocol(p)) for p in found]
+    if is_folder(source):
+        return list_folder(source)
+    if not exists(source):
+        raise PoolError(f"{source!r} does not exist.")
+    return [source]
+
+
+def open_file(url: str, mode: str = "rb") -> IO[Any]:
+    """Return an open binary (default) or text file."""
+    if is_local(url):
+        return open(url, mode)  # noqa: PTH123
+    filesystem, path = _filesystem(url)
+    opened: IO[Any] = filesystem.open(path, mode)
+    return opened
+
+
+def read_bytes(url: str) -> bytes:
+    """Return the whole file."""
+    with open_file(url) as file:
+        content: bytes = file.read()
+        return content
+
+
+@contextmanager
+def write_atomic(url: str) -> Iterator[IO[bytes]]:
+    """Yield a binary file that becomes `url` when the block ends without an error, and vanishes otherwise."""
+    temporary = join(url.rsplit("/", 1)[0] if "/" in url else ".", f".tmp-{uuid.uuid4().hex}-{name_of(url)}")
+    try:
+        with open_file(temporary, "wb") if not is_local(url) else _open_new(temporary) as file:
+            yield file
+            file.flush()
+            if is_local(url):
+                os.fsync(file.fileno())
+        _rename(temporary, url)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def _open_new(path: str) -> IO[bytes]:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "wb")  # noqa: PTH123
+
+
+def _rename(source: str, target: str) -> None:
+    if is_local(target):
+        Path(source).replace(target)
+        return
+    filesystem, path = _filesystem(target)
+    filesystem.mv(_filesystem(source)[1], path)
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write the whole file atomically."""
+    with write_atomic(url) as file:
+        file.write(content)
+
+
+def remove(url: str) -> None:
+    """Delete a file or a folder with all it holds; absent is fine."""
+    filesystem, path = _filesystem(url)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def sweep_temporaries(folder: str) -> None:
+    """Delete what killed writers left under temporary names in `folder`."""
+    for url in list_folder(folder):
+        if name_of(url).startswith(".tmp-"):
+            remove(url)
+
+
+def fingerprint(url: str) -> dict[str, Any]:
+    """Return what tells one version of a file from another without reading it: size, and etag or modification time."""
+    if is_local(url):
+        stat = Path(url).stat()
+        return {"name": name_of(url), "size": stat.st_size, "modified": stat.st_mtime_ns}
+    filesystem, path = _filesystem(url)
+    info = filesystem.info(path)
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    return {"name": name_of(url), "size": info["size"], "modified": str(version)}
+
+
+def sha256_of_file(url: str) -> str:
+    """Return the hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open_file(url) as file:
+        while piece := file.read(CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_exactly(file: IO[bytes] | io.BufferedReader, num_bytes: int) -> bytes:
+    """Return the next `num_bytes`, or fewer only at the end of the file."""
+    pieces: list[bytes] = []
+    while num_bytes > 0 and (piece := file.read(num_bytes)):
+        pieces.append(piece)
+        num_bytes -= len(piece)
+    return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def total_size(urls: Iterable[str]) -> int:
+    """Return the bytes of all files together."""
+    return sum(int(fingerprint(url)["size"]) for url in urls)

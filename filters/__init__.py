@@ -1,0 +1,53 @@
+"""Filters: one score family per file.  A filter adds columns keyed by uid and drops nothing.
+
+TABLE lists them.  To add one: write a module with an `Options` class, `build(name, options) -> Filter` and a pure
+`score(batch) -> Scored` (pipeline/contract.py says what is promised), then add one row below.  Models open in `load`,
+once per worker, and heavy libraries are imported there, so listing filters costs nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from filters import caption_language, caption_length, clip_score, image_size
+from pipeline.config import read_config
+from pipeline.contract import Filter
+from pipeline.errors import ConfigError, check_name
+
+
+@dataclass(frozen=True, slots=True)
+class FilterKind:
+    """One row of the table."""
+
+    kind: str
+    """What a recipe says after `filter:`."""
+    options: type[Any]
+    build: Callable[[str, Any], Filter]
+    summary: str
+    source: str
+
+
+DATACOMP = "https://arxiv.org/abs/2304.14108"
+DFN = "https://arxiv.org/abs/2309.17425"
+
+TABLE: tuple[FilterKind, ...] = (
+    FilterKind("caption_length", caption_length.Options, caption_length.build, "words and characters", DATACOMP),
+    FilterKind("caption_language", caption_language.Options, caption_language.build, "language, fastText", DATACOMP),
+    FilterKind("image_size", image_size.Options, image_size.build, "shorter side in px, aspect ratio", DATACOMP),
+    FilterKind("clip_score", clip_score.Options, clip_score.build, "image-text cosine under any CLIP or DFN", DFN),
+)
+
+
+def build_filter(entry: Mapping[str, Any]) -> Filter:
+    """Return the filter that a recipe entry names: {filter: KIND, name: NAME (KIND by default), option: value, ...}.
+
+    Raises ConfigError (did you mean) for an unknown kind or option.
+    """
+    options = dict(entry)
+    kind = options.pop("filter", None)
+    if not isinstance(kind, str):
+        raise ConfigError(f"score entry {dict(entry)!r} does not say which filter it is, as in `filter: clip_score`.")
+    check_name(kind, [row.kind for row in TABLE], kind="filter")
+    name = str(options.pop("name", kind))
+    row = next(row for row in TABLE if row.kind == kind)
+    return row.build(name, read_config(row.options, options, where=f"filter {name}"))

@@ -12,8 +12,10 @@ Weights are read with torch.load(weights_only=True) or safetensors, never unpick
 """
 
 import functools
+import importlib.resources
 import json
 import logging
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,11 @@ from pipeline.storage import exists, is_folder, join, read_bytes, sha256_of_file
 if TYPE_CHECKING:
     import torch
 
-CONFIGS = Path(__file__).parent / "clip_models"
-"""winnow's own tiny architectures, in open_clip's config format."""
+CONFIGS = "clip_models"
+"""Folder of winnow's own tiny architectures, in open_clip's config format."""
 HUB_PREFIX = "hf-hub:"
+MISFITS = ("size mismatch", "Missing key", "Unexpected key", "pos_embed width changed")
+"""What torch and open_clip say of a checkpoint that belongs to another architecture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,10 @@ def _open_clip() -> Any:
         import open_clip
     import pipeline.tiny_vitamin  # noqa: F401  (registers the timm model that winnow-vitamin-tiny names)
 
-    for path in sorted(CONFIGS.glob("*.json")):
-        open_clip.add_model_config(path)
+    with tempfile.TemporaryDirectory() as folder:  # the package may be inside a code.zip on an executor
+        for config in importlib.resources.files("pipeline").joinpath(CONFIGS).iterdir():
+            (Path(folder) / config.name).write_bytes(config.read_bytes())
+        open_clip.add_model_config(folder)
     return open_clip
 
 
@@ -132,7 +138,7 @@ def sha256_of_model(model: str) -> str | None:
 
 
 def fetch_weights(source: ClipSource) -> str | None:
-    """Return a local path of the weights, downloading through open_clip's cache when they are named by tag or hub id."""
+    """Return a local path of the weights; those named by tag or hub id come through open_clip's download cache."""
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 
     if source.architecture.startswith(HUB_PREFIX):
@@ -160,18 +166,21 @@ def open_model(model: str, *, device: "str | torch.device" = "cpu") -> OpenedCli
         raise ModelError(_why_not_opened(model, source, error)) from error
     module.eval()
     size = module.visual.image_size
-    embed_dim = (
-        int(open_clip.get_model_config(source.architecture)["embed_dim"])
-        if open_clip.get_model_config(source.architecture)
-        else 0
-    )
-    return OpenedClip(
-        module, train_transform, eval_transform, tokenize, size[0] if isinstance(size, tuple) else int(size), embed_dim
-    )
+    side_px = size[0] if isinstance(size, tuple) else int(size)
+    return OpenedClip(module, train_transform, eval_transform, tokenize, side_px, _measure_embed_dim(module, tokenize))
+
+
+def _measure_embed_dim(module: Any, tokenize: Any) -> int:
+    """Return the width of the model's embeddings, seen on one caption (configs and hub models name it differently)."""
+    import torch
+
+    with torch.no_grad():
+        tokens = tokenize([""]).to(next(module.parameters()).device)
+        return int(module.encode_text(tokens).shape[-1])
 
 
 def embed_dim_of(model: str) -> int:
-    """Return the width of a model's embeddings without opening its weights.  Raises ModelError for an unknown hub model."""
+    """Return the width of a model's embeddings; a hub model is opened to learn it."""
     source = find_clip(model)
     open_clip = _open_clip()
     settings = open_clip.get_model_config(source.architecture)
@@ -182,7 +191,7 @@ def embed_dim_of(model: str) -> int:
 
 def _why_not_opened(model: str, source: ClipSource, error: Exception) -> str:
     first_lines = " ".join(str(error).split())[:400]
-    if "size mismatch" in str(error) or "Missing key" in str(error) or "Unexpected key" in str(error):
+    if source.weights and any(sign in str(error) for sign in MISFITS):
         return (
             f"checkpoint {source.weights!r} is not a {source.architecture}: {first_lines}. "
             "Name the architecture it was trained as (ARCHITECTURE@FILE), or its run directory."

@@ -6,7 +6,7 @@ command line flag names a place, and a dotted override `train.samples=1000` chan
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import yaml
 
@@ -38,8 +38,30 @@ def read_config(cls: type[T], values: Mapping[str, Any] | None, *, where: str) -
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        lines = [f"{'.'.join([where, *map(str, e['loc'])])}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(_explain(cls, e, where) for e in error.errors())) from None
+
+
+def _explain(cls: type, error: Any, where: str) -> str:
+    """Return one line for one pydantic error: dotted place, what is wrong, the value, and the nearest field name."""
+    *parents, last = error["loc"] or ("",)
+    place = ".".join([where, *map(str, error["loc"])])
+    if error["type"] != "unexpected_keyword_argument":
+        return f"{place}: {error['msg']} (got {error['input']!r})"
+    try:
+        check_name(str(last), _find_fields(cls, parents), kind=f"field of {'.'.join([where, *map(str, parents)])}")
+    except ConfigError as unknown:
+        return str(unknown)
+    return f"{place}: {error['msg']}"
+
+
+def _find_fields(cls: Any, path: Sequence[Any]) -> list[str]:
+    """Return the field names of the config class that a path of fields, keys and positions leads to."""
+    for name in path:
+        if dataclasses.is_dataclass(cls) and isinstance(name, str):
+            cls = get_type_hints(cls).get(name)
+        while get_args(cls):  # dict[str, X], list[X], X | None -> X
+            cls = next((a for a in reversed(get_args(cls)) if dataclasses.is_dataclass(a) or get_args(a)), None)
+    return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
 def as_mapping(value: Any) -> Any:

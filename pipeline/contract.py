@@ -78,5 +78,6 @@ def check_scored(filter: Filter, batch: pa.RecordBatch, scored: Scored) -> None:
     for (column, kind), values in zip(filter.makes, scored.columns, strict=True):
         if values.type != kind or len(values) != batch.num_rows:
             raise StageError(
-                f"filter {filter.name!r}: column {column!r} is {len(values)} x {values.type}, promised {batch.num_rows} x {kind}."
+                f"filter {filter.name!r}: column {column!r} is {len(values)} x {values.type}, "
+                f"promised {batch.num_rows} x {kind}."
             )

@@ -35,7 +35,8 @@ class Counts:
         if accounted != self.read:
             raise StageError(
                 f"{where}: {self.read} rows in, {accounted} accounted for "
-                f"(kept {self.kept}, dropped {dict(self.dropped)}, failed {dict(self.failed)}). This is a bug in winnow."
+                f"(kept {self.kept}, dropped {dict(self.dropped)}, failed {dict(self.failed)}). "
+                "This is a bug in winnow."
             )
 
 

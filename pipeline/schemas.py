@@ -41,7 +41,7 @@ ASPECT = "image_aspect"
 
 
 def similarity_column(name: str) -> str:
-    """Return the cosine column of CLIP filter `name`, as CommonPool spells it (clip_l14 -> clip_l14_similarity_score)."""
+    """Return the cosine column of CLIP filter `name` (CommonPool says clip_l14_similarity_score)."""
     return f"{name}_similarity_score"
 
 

@@ -5,6 +5,7 @@ key ends at the first dot of the last path component).  Members keep their names
 Reading is sequential, so a pipe or an object store works, and a tar cut short is told from one that ends.
 """
 
+import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,9 +30,18 @@ class Member:
     """One file of a tar."""
 
     name: str
+    start: int
+    """Byte position of its first header (a long-name header included)."""
     offset: int
-    """Byte position of the content within the tar."""
+    """Byte position of the content."""
+    size: int
     content: bytes
+    """Empty when the tar was read without contents."""
+
+    @property
+    def end(self) -> int:
+        """Byte position after the content and its padding, where the next header starts."""
+        return self.offset + _pad(self.size)
 
     @property
     def key(self) -> str:
@@ -51,6 +61,11 @@ class TarRow:
     key: str
     members: tuple[Member, ...]
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """(start, end) bytes of the row in its tar: headers, contents and padding, ready to be copied."""
+        return self.members[0].start, self.members[-1].end
+
     def find(self, extensions: Iterable[str]) -> bytes | None:
         """Return the content of the first member with one of the extensions (in their order), or None."""
         by_extension = {m.extension: m.content for m in reversed(self.members)}
@@ -64,14 +79,20 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def read_rows(url: str) -> Iterator[TarRow]:
-    """Yield the rows of a tar in order; a row is complete or it is not yielded.
+def _pad(size: int) -> int:
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def read_rows(url: str, *, contents: bool = True) -> Iterator[TarRow]:
+    """Yield the rows of a tar in order; a row is known to be complete or it is not yielded.
+
+    Without `contents` only headers are read (the file must be seekable) and members hold no bytes.
 
     Raises BrokenTar at the point where the tar is cut short or damaged, after all whole rows before it.
     """
     group: list[Member] = []
     with open_file(url) as file:
-        for member in read_members(file, url):
+        for member in read_members(file, url, contents=contents):
             if group and member.key != group[0].key:
                 yield TarRow(group[0].key, tuple(group))
                 group = []
@@ -80,30 +101,49 @@ def read_rows(url: str) -> Iterator[TarRow]:
         yield TarRow(group[0].key, tuple(group))
 
 
-def read_members(file: IO[bytes], url: str) -> Iterator[Member]:
-    """Yield the regular files of an open tar in order (ustar, GNU and pax names); folders and links are passed over."""
-    position, long_name = 0, ""
+def read_members(file: IO[bytes], url: str, *, contents: bool = True) -> Iterator[Member]:
+    """Yield the regular files of an open tar in order (ustar, GNU, pax names); folders and links are passed over."""
+    num_bytes = None if contents else _measure(file)
+    position, start, long_name = 0, 0, ""
     while True:
         header = read_exactly(file, BLOCK_BYTES)
-        position += len(header)
         if header == bytes(BLOCK_BYTES):
             return
-        info = _parse_header(header, url, position - len(header))
-        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE) and info.size > MAX_HEADER_BYTES:
+        info = _parse_header(header, url, position)
+        names_next = info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if names_next and info.size > MAX_HEADER_BYTES:
             raise BrokenTar(f"{url}: a name header of {info.size} bytes at byte {position} is not plausible.")
-        offset, padded = position, -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
-        content = read_exactly(file, padded)
-        position += len(content)
-        if len(content) < info.size:
-            raise BrokenTar(f"{url} is cut short: member {info.name!r} has {len(content)} of {info.size} bytes.")
+        offset = position + BLOCK_BYTES
+        position = offset + _pad(info.size)
+        content = _read_or_skip(file, info, offset, None if names_next else num_bytes, url)
         if info.type == tarfile.GNUTYPE_LONGNAME:
-            long_name = content[: info.size].rstrip(b"\0").decode("utf-8", "surrogateescape")
+            long_name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type == tarfile.XHDTYPE:
-            long_name = _pax_path(content[: info.size], url) or long_name
+            long_name = _pax_path(content, url) or long_name
         elif info.type != tarfile.XGLTYPE:
             if info.isreg():
-                yield Member(long_name or info.name, offset, content[: info.size])
+                yield Member(long_name or info.name, start, offset, info.size, content)
             long_name = ""
+        start = start if names_next else position
+
+
+def _measure(file: IO[bytes]) -> int:
+    num_bytes = file.seek(0, 2)
+    file.seek(0)
+    return num_bytes
+
+
+def _read_or_skip(file: IO[bytes], info: tarfile.TarInfo, offset: int, num_bytes: int | None, url: str) -> bytes:
+    """Return a member's content, or b"" after seeking past it in a file of `num_bytes`.  Raises BrokenTar if cut."""
+    if num_bytes is None:
+        content = read_exactly(file, _pad(info.size))
+        present = len(content)
+    else:
+        content, present = b"", num_bytes - offset
+        file.seek(_pad(info.size), 1)
+    if present < info.size:
+        raise BrokenTar(f"{url} is cut short: member {info.name!r} has {present} of {info.size} bytes.")
+    return content[: info.size]
 
 
 def _parse_header(header: bytes, url: str, position: int) -> tarfile.TarInfo:
@@ -135,23 +175,43 @@ def write_rows(file: IO[bytes], rows: Iterable[TarRow]) -> int:
     """Write rows as a tar and return how many; the same rows give the same bytes (time 0, owner 0, mode 0644)."""
     num_rows = position = 0
     for row in rows:
-        for member in row.members:
-            position += _write_member(file, member.name, member.content)
+        position += file.write(pack_row(row))
         num_rows += 1
-    end = END_BLOCKS * BLOCK_BYTES
-    file.write(bytes(end + -(position + end) % RECORD_BYTES))
+    write_end(file, position)
     return num_rows
 
 
-def _write_member(file: IO[bytes], name: str, content: bytes) -> int:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(content), 0o644
-    header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
-    padding = bytes(-len(content) % BLOCK_BYTES)
-    file.write(header + content + padding)
-    return len(header) + len(content) + len(padding)
+def pack_row(row: TarRow) -> bytes:
+    """Return the tar bytes of one row: a header, the content and its padding for each member."""
+    pieces: list[bytes] = []
+    for member in row.members:
+        info = tarfile.TarInfo(member.name)
+        info.size, info.mode = len(member.content), 0o644
+        header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        pieces += [header, member.content, bytes(-len(member.content) % BLOCK_BYTES)]
+    return b"".join(pieces)
+
+
+def unpack_row(packed: bytes, url: str) -> TarRow:
+    """Return the row that a span of `url` holds.  Raises BrokenTar when the bytes are not one."""
+    members = tuple(read_members(io.BytesIO(packed + bytes(BLOCK_BYTES)), url))
+    if not members:
+        raise BrokenTar(f"{url}: a row's bytes hold no file.")
+    return TarRow(members[0].key, members)
+
+
+def write_end(file: IO[bytes], position: int) -> None:
+    """Write the end mark after `position` bytes, filled up to a whole record as tar programs do."""
+    end = END_BLOCKS * BLOCK_BYTES
+    file.write(bytes(end + -(position + end) % RECORD_BYTES))
 
 
 def rename_row(row: TarRow, key: str) -> TarRow:
     """Return the row under another key; extensions and bytes stay."""
-    return TarRow(key, tuple(Member(key + m.name[len(m.key) :], m.offset, m.content) for m in row.members))
+    members = (make_member(key + m.name[len(m.key) :], m.content) for m in row.members)
+    return TarRow(key, tuple(members))
+
+
+def make_member(name: str, content: bytes) -> Member:
+    """Return a member that is in no tar yet."""
+    return Member(name, 0, 0, len(content), content)

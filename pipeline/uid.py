@@ -13,6 +13,7 @@ from pipeline.errors import PoolError
 
 UID_DTYPE = np.dtype([("f0", "<u8"), ("f1", "<u8")])
 """numpy's name for `u8,u8`: f0 = hex digits 0-15, f1 = hex digits 16-31."""
+UID_FIELDS = ("f0", "f1")
 HEX_DIGITS = 32
 _VALUE_OF_DIGIT = np.full(256, 255, np.uint8)
 _VALUE_OF_DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -73,7 +74,7 @@ def is_sorted(uids: np.ndarray) -> bool:
 def derive_uid(*content: bytes | str | None) -> str:
     """Return a uid from what a row holds (image bytes or url, and caption), for pools that name no rows.
 
-    The first 128 bits of a sha256 over the pieces, each preceded by its length; an absent piece differs from an empty one.
+    The first 128 bits of a sha256 over the pieces, each preceded by its length; absent differs from empty.
     """
     digest = hashlib.sha256()
     for piece in content:

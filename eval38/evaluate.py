@@ -1,0 +1,182 @@
+"""One model x the tasks whose data is there -> eval_results.jsonl and its manifest, resumable by task.
+
+Reads evaluation sets in the hub's layout under one folder; writes each result as soon as it is there, the manifest
+last.  Nothing that is written holds a time, a host or a device.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eval38.classify import classify, spell_prompts
+from eval38.config import EvalConfig
+from eval38.embed import Encoder
+from eval38.results import (
+    Row,
+    build_provenance,
+    build_row,
+    count_images,
+    identify_model,
+    read_results,
+    select_current,
+    write_results,
+)
+from eval38.rows import EvalSet, has_data, read_set
+from eval38.summary import summarize
+from eval38.tasks import TASKS, Task, find_task, folder_of, own_task
+from pipeline.clip_model import open_model
+from pipeline.config import as_mapping
+from pipeline.errors import EvalError
+from pipeline.manifest import Manifest, hash_json, write_manifest
+from pipeline.storage import join, sweep_temporaries
+
+log = logging.getLogger("winnow")
+
+IMPLEMENTED = ("classify",)
+"""Kinds that are evaluated; a task of another kind is reported as not implemented yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is there to be evaluated, and what is not."""
+
+    asked: tuple[Task, ...]
+    """In the task list's order, then own sets."""
+    without_data: tuple[Task, ...]
+    """Tasks of the list whose folder is not there."""
+    sets: Mapping[str, EvalSet]
+    """By key: sets that agree with their table row."""
+    broken: Mapping[str, str]
+    """By key: why a set cannot be evaluated."""
+
+
+def evaluate(
+    config: EvalConfig,
+    *,
+    model: str,
+    data: str,
+    out: str,
+    parents: Mapping[str, str] | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Manifest:
+    """Evaluate `model` on the sets under `data`; return the manifest, written to `out` after the results.
+
+    A task whose result in `out` has the same provenance is not evaluated again.  A broken set is recorded as failed,
+    with its message, and the others go on.  `parents` names further artifacts this one comes from.
+    Raises EvalError when a named task has no data, or no task could be evaluated; ModelError for the model.
+    """
+    plan = plan_tasks(config, data)
+    device = pick_device(device)
+    identity, opened = identify_model(model, device=device)
+    wanted = {
+        key: build_provenance(identity, data_hash=found.data_hash, precision=config.precision)
+        for key, found in plan.sets.items()
+    }
+    sweep_temporaries(out)
+    rows, broken = select_current(read_results(out), wanted, without=plan.broken), dict(plan.broken)
+    todo = [found for key, found in plan.sets.items() if key not in rows]
+    if todo:
+        encoder = Encoder(opened or open_model(model, device=device), device=device, precision=config.precision)
+        _evaluate_sets(todo, encoder, config, wanted=wanted, rows=rows, broken=broken, out=out, quiet=quiet)
+    write_results(out, rows.values())
+    done = {task.key: rows[task.key] for task in plan.asked if task.key in rows}
+    _check_any_done(plan, done, broken)
+    manifest = Manifest(
+        stage="eval",
+        config={**as_mapping(config), "model": identity.name},
+        parents={
+            **(parents or {}),
+            "model": identity.sha256,
+            "data": hash_json({key: found.data_hash for key, found in plan.sets.items()}),
+        },
+        counts={key: count_images(row) for key, row in done.items()},
+        facts=summarize(plan.asked, done, broken, without_data=plan.without_data),
+    )
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _evaluate_sets(
+    todo: Sequence[EvalSet],
+    encoder: Encoder,
+    config: EvalConfig,
+    *,
+    wanted: Mapping[str, Mapping[str, Any]],
+    rows: dict[str, Row],
+    broken: dict[str, str],
+    out: str,
+    quiet: bool,
+) -> None:
+    """Add a line to `rows` or a message to `broken` for each set, and write the results after each."""
+    unique = dict.fromkeys(prompt for found in todo for of_class in spell_prompts(found) for prompt in of_class)
+    places = {prompt: place for place, prompt in enumerate(unique)}
+    text_MD = encoder.encode_prompts(list(unique), quiet=quiet)
+    for found in todo:
+        key = found.task.key
+        try:
+            outcome = classify(found, encoder, text_MD, places, batch_size=config.batch_size, quiet=quiet)
+        except EvalError as error:
+            broken[key] = str(error)
+            log.error("eval: %s failed: %s", key, error)
+            continue
+        rows[key] = build_row(found.task, outcome, wanted[key])
+        write_results(out, rows.values())
+        if rows[key]["incomplete"]:
+            log.warning("eval: %s", describe_incomplete(rows[key]))
+
+
+def describe_incomplete(row: Row) -> str:
+    """Return which images a result is over, and what was lost."""
+    lost = "".join(f", {number} {reason}" for reason, number in row["failed"].items())
+    expected = "" if row["images_expected"] is None else f" of {row['images_expected']:,}"
+    return f"{row['dataset']} is incomplete: {row['images']:,}{expected} images evaluated{lost}"
+
+
+def plan_tasks(config: EvalConfig, data: str) -> Plan:
+    """Return what the config asks for and what `data` holds, every set checked against its table row.
+
+    Raises EvalError when a named task has no data, or no task is named and none has.
+    """
+    present = {task.key for task in TASKS if has_data(task, data)}
+    named = [find_task(key) for key in config.tasks] or [task for task in TASKS if task.key in present]
+    own = tuple(own_task(name) for name in config.own)
+    for task in (*named, *own):
+        if task.key not in present and not has_data(task, data):
+            raise EvalError(f"task {task.key!r} has no data: there is no folder {join(data, folder_of(task))}.")
+    asked = (*(task for task in TASKS if task in named), *own)
+    if not asked:
+        raise EvalError(
+            f"{data} holds no evaluation set: looked for {folder_of(TASKS[0])} and {len(TASKS) - 1} others."
+        )
+    sets: dict[str, EvalSet] = {}
+    broken: dict[str, str] = {}
+    for task in asked:
+        if task.kind not in IMPLEMENTED:
+            log.warning("eval: %s is not evaluated: kind %r is not implemented yet", task.key, task.kind)
+            continue
+        try:
+            sets[task.key] = read_set(task, data)
+        except EvalError as error:
+            broken[task.key] = str(error)
+            log.error("eval: %s failed: %s", task.key, error)
+    return Plan(asked, tuple(task for task in TASKS if task.key not in present), sets, broken)
+
+
+def _check_any_done(plan: Plan, done: Mapping[str, Row], broken: Mapping[str, str]) -> None:
+    if done:
+        return
+    reasons = [
+        f"{task.key}: {broken.get(task.key, f'kind {task.kind!r} is not implemented yet')}" for task in plan.asked
+    ]
+    raise EvalError("no task could be evaluated:\n" + "\n".join(reasons))
+
+
+def pick_device(device: str) -> str:
+    """Return the device to run on: `auto` is cuda when there is one, else cpu."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,167 @@
+"""eval_results.jsonl: one line per task in DataComp's form, strict JSON, with what the numbers were made from.
+
+    {"key": ..., "dataset": display name, "metrics": {..., "main_metric": number},          as DataComp writes it
+     "images": N, "images_expected": N or null, "incomplete": bool,                          ours from here
+     "failed": {reason: count}, "lost": ["0.tar:s12: reason: message", ...], "provenance": {...}}
+
+A line whose provenance is what would be evaluated now is kept; another one is made again.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eval38.classify import Outcome
+from eval38.config import Precision
+from eval38.tasks import TASKS, Task
+from pipeline.clip_model import OpenedClip, find_clip, open_model, sha256_of_model
+from pipeline.errors import EvalError
+from pipeline.manifest import Counts
+from pipeline.schemas import EVAL_RESULTS, FORMAT_VERSION
+from pipeline.storage import exists, join, read_bytes, write_bytes
+
+log = logging.getLogger("winnow")
+
+MAX_NAMED = 100
+"""Lost images named in a line; all of them are counted."""
+
+Row = dict[str, Any]
+"""One line of the results file."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What tells a model from another, whatever place its file lies in."""
+
+    name: str
+    """Architecture, with its pretrained tag if it has one."""
+    sha256: str
+    """Of the weights file; for fresh weights, of the weights."""
+
+
+def identify_model(model: str, *, device: str) -> tuple[ModelIdentity, OpenedClip | None]:
+    """Return a model's identity, and the model itself if it had to be opened for that (fresh weights)."""
+    source = find_clip(model)
+    has_tag = source.weights is not None and not exists(source.weights)
+    name = f"{source.architecture}/{source.weights}" if has_tag else source.architecture
+    sha256 = sha256_of_model(model)
+    if sha256 is not None:
+        return ModelIdentity(name, sha256), None
+    opened = open_model(model, device=device)
+    return ModelIdentity(name, hash_weights(opened)), opened
+
+
+def hash_weights(opened: OpenedClip) -> str:
+    """Return the hex sha256 of an opened model's tensors, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(opened.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build_provenance(model: ModelIdentity, *, data_hash: str, precision: Precision) -> dict[str, Any]:
+    """Return all that decides a task's numbers: model, data, number format and library versions."""
+    return {
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "data_hash": data_hash,
+        "precision": precision,
+        "winnow_format": FORMAT_VERSION,
+        "open_clip": importlib.metadata.version("open_clip_torch"),
+        "torch": importlib.metadata.version("torch"),
+        "pillow": importlib.metadata.version("pillow"),
+    }
+
+
+def build_row(task: Task, outcome: Outcome, provenance: Mapping[str, Any]) -> Row:
+    """Return the line of one evaluated task."""
+    main = outcome.metrics[task.metric] if task.metric else None
+    failed = Counter(lost.reason for lost in outcome.lost)
+    wrong_size = task.images is not None and outcome.num_images != task.images
+    return {
+        "key": task.key,
+        "dataset": task.name,
+        "metrics": {**outcome.metrics, "main_metric": main},
+        "images": outcome.num_images,
+        "images_expected": task.images,
+        "incomplete": bool(outcome.lost) or wrong_size,
+        "failed": dict(sorted(failed.items())),
+        "lost": [f"{lost.name}: {lost.reason}: {lost.message}" for lost in outcome.lost[:MAX_NAMED]],
+        "provenance": dict(provenance),
+    }
+
+
+def count_images(row: Row) -> Counts:
+    """Return where the images of a line went."""
+    return Counts(read=row["images"] + sum(row["failed"].values()), kept=row["images"], failed=row["failed"])
+
+
+def read_results(folder: str) -> dict[str, Row]:
+    """Return the lines of the results file in `folder` by key; {} when there is none.
+
+    A line without provenance (DataComp wrote it) is returned too.  Raises EvalError for a line that is no result.
+    """
+    url = join(folder, EVAL_RESULTS)
+    if not exists(url):
+        return {}
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(read_bytes(url).decode("utf-8", "replace").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows[row["key"]] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvalError(
+                f"{url} line {number} is no result ({error}). Move the file away, or name another folder."
+            ) from None
+    return rows
+
+
+def write_results(folder: str, rows: Iterable[Row]) -> None:
+    """Write the results file whole and atomically: the task list's order, then own sets by name.
+
+    Raises ValueError for a number that is not finite: JSON has none.
+    """
+    order = {task.key: number for number, task in enumerate(TASKS)}
+    ordered = sorted(rows, key=lambda row: (order.get(row["key"], len(order)), row["key"]))
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in ordered]
+    write_bytes(join(folder, EVAL_RESULTS), "".join(lines).encode())
+
+
+def select_current(
+    found: Mapping[str, Row], wanted: Mapping[str, Mapping[str, Any]], *, without: Iterable[str] = ()
+) -> dict[str, Row]:
+    """Return the lines that hold for what is wanted now, by key; each other line is logged with what changed.
+
+    `wanted` has the provenance of each task that is asked for.  A line of a task not asked for now stays if it was
+    made by the same model in the same way; whether its data changed is seen when it is asked for.  Keys in `without`
+    (sets that are broken now) never stay.
+    """
+    same_run = {name: value for p in wanted.values() for name, value in p.items() if name != "data_hash"}
+    kept = {}
+    for key, row in found.items():
+        if key in without:
+            continue
+        differences = list_changes(row.get("provenance") or {}, wanted.get(key, same_run))
+        if differences:
+            action = "evaluated again" if key in wanted else "dropped"
+            log.warning("eval: %s is %s because %s", key, action, "; ".join(differences))
+        else:
+            kept[key] = row
+            if key in wanted:
+                log.info("eval: %s is kept, nothing changed", key)
+    return kept
+
+
+def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one phrase per entry of `new` that `old` has otherwise."""
+    return [
+        f"{name} changed from {old.get(name, 'absent')} to {value}"
+        for name, value in new.items()
+        if old.get(name) != value
+    ]

@@ -1,0 +1,75 @@
+"""Result lines -> the facts of an evaluation: every task with its state, the average and the group means.
+
+The average is the plain mean of the main metrics of the counted tasks, as in DataComp's aggregate_scores.py at
+4a8df19; while some of the 38 lack a result it is called partial, with how many there are.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from eval38.results import Row
+from eval38.tasks import NUM_COUNTED, REPORTED_GROUPS, TASKS, Group, Task
+
+Status = Literal["done", "failed", "not implemented yet"]
+
+
+def summarize(
+    asked: Sequence[Task], rows: Mapping[str, Row], broken: Mapping[str, str], *, without_data: Sequence[Task]
+) -> dict[str, Any]:
+    """Return the facts of an evaluation as plain JSON values.
+
+    asked: the tasks, in order; rows: result lines by key; broken: why a task failed, by key.  A task with neither is
+    of a kind that is not implemented yet.  Values are shares in [0, 1]; a mean over no task is null.
+    """
+    keys = {task.key for task in (*asked, *without_data)}
+    return {
+        "tasks": {task.key: _describe(task, rows.get(task.key), broken.get(task.key)) for task in asked},
+        "average": average_of(rows),
+        "groups": {group: mean_of_group(group, rows) for group in REPORTED_GROUPS},
+        "missing": [task.key for task in without_data],
+        "not_asked": [task.key for task in TASKS if task.key not in keys],
+    }
+
+
+def _describe(task: Task, row: Row | None, message: str | None) -> dict[str, Any]:
+    status: Status = "done" if row else "failed" if message else "not implemented yet"
+    return {
+        "name": task.name,
+        "group": task.group,
+        "counted": task.counted,
+        "metric": task.metric,
+        "value": row["metrics"]["main_metric"] if row else None,
+        "random_baseline": task.random_baseline,
+        "images": row["images"] if row else None,
+        "images_expected": task.images,
+        "incomplete": bool(row and row["incomplete"]),
+        "status": status,
+        "message": message,
+    }
+
+
+def average_of(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """Return {label, value, num_tasks} over the counted tasks that have a result."""
+    values = _values_of((task for task in TASKS if task.counted), rows)
+    partial = len(values) < NUM_COUNTED
+    label = (
+        f"partial average over {len(values)} of {NUM_COUNTED} tasks" if partial else f"average over {NUM_COUNTED} tasks"
+    )
+    return {"label": label, "value": mean(values), "num_tasks": len(values)}
+
+
+def mean_of_group(group: Group, rows: Mapping[str, Row]) -> dict[str, Any]:
+    """Return {name, value, num_tasks, of}: the mean over those of the group's `of` tasks that have a result."""
+    members = [task for task in TASKS if task.group == group]
+    values = _values_of(members, rows)
+    return {"name": REPORTED_GROUPS[group], "value": mean(values), "num_tasks": len(values), "of": len(members)}
+
+
+def _values_of(tasks: Iterable[Task], rows: Mapping[str, Row]) -> list[float]:
+    return [rows[task.key]["metrics"]["main_metric"] for task in tasks if task.key in rows]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the plain mean, or None of nothing."""
+    return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,106 @@
+"""The facts of an evaluation -> plain text: one model's tasks, or several models side by side.  Values in per cent."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval38.summary import mean
+from eval38.tasks import NUM_COUNTED
+
+WIDTH = 110
+NOTHING = "-"
+
+Facts = Mapping[str, Any]
+"""`facts` of an evaluation's manifest."""
+
+
+def format_table(facts: Facts) -> str:
+    """Return one model's results: tasks, group means, the labelled average, then what is incomplete or missing."""
+    lines = align(
+        [["task", "metric", "%", "random %", "images", ""]]
+        + [
+            [
+                task["name"] + (" *" if task["incomplete"] else ""),
+                task["metric"] or NOTHING,
+                format_share(task["value"]),
+                format_share(task["random_baseline"]),
+                NOTHING if task["images"] is None else f"{task['images']:,}",
+                "" if task["status"] == "done" else task["status"],
+            ]
+            for task in facts["tasks"].values()
+        ],
+        left=(0, 1, 5),
+    )
+    means = [[_name_group(group), format_share(group["value"])] for group in facts["groups"].values()]
+    average = [facts["average"]["label"], format_share(facts["average"]["value"])]
+    return "\n".join(lines + [""] + align([*means, average], left=(0,)) + _explain(facts)) + "\n"
+
+
+def format_comparison(models: Mapping[str, Facts]) -> str:
+    """Return several models side by side: rows are tasks, columns models, in the order given.
+
+    Averages over different tasks do not compare, so one over the counted tasks that all models have is added.
+    """
+    tasks = {key: task["name"] for facts in models.values() for key, task in facts["tasks"].items()}
+    rows = [["%", *models]]
+    for key, name in tasks.items():
+        found = [facts["tasks"].get(key, {}) for facts in models.values()]
+        rows.append([name, *(format_share(t.get("value")) + (" *" if t.get("incomplete") else "") for t in found)])
+    groups = dict.fromkeys(group for facts in models.values() for group in facts["groups"])
+    for group in groups:
+        means = [facts["groups"][group] for facts in models.values()]
+        rows.append([means[0]["name"], *(f"{format_share(m['value'])} ({m['num_tasks']}/{m['of']})" for m in means)])
+    averages = [facts["average"] for facts in models.values()]
+    rows.append(["average", *(f"{format_share(a['value'])} ({a['num_tasks']}/{NUM_COUNTED})" for a in averages)])
+    shared = find_shared(models)
+    values = [mean([facts["tasks"][key]["value"] for key in shared]) for facts in models.values()]
+    rows.append([f"average over the counted tasks that all have ({len(shared)})", *map(format_share, values)])
+    return "\n".join(align(rows, left=(0,))) + "\n"
+
+
+def find_shared(models: Mapping[str, Facts]) -> list[str]:
+    """Return the keys of the counted tasks that every model has a value for."""
+    first, *_ = models.values()
+    return [
+        key
+        for key, task in first["tasks"].items()
+        if task["counted"] and all(f["tasks"].get(key, {}).get("value") is not None for f in models.values())
+    ]
+
+
+def format_share(value: float | None) -> str:
+    """Return a share in [0, 1] as per cent with two digits, or a dash."""
+    return NOTHING if value is None else f"{100 * value:.2f}"
+
+
+def align(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> list[str]:
+    """Return the rows as lines of equal columns; those in `left` are flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [
+        [
+            cell.ljust(width) if n in left else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return ["  ".join(row).rstrip() for row in cells]
+
+
+def _name_group(group: Mapping[str, Any]) -> str:
+    return f"{group['name']} ({group['num_tasks']} of {group['of']} tasks)"
+
+
+def _explain(facts: Facts) -> list[str]:
+    """Return the lines below the table: incomplete and failed tasks, tasks without data, tasks not asked for."""
+    notes = []
+    for task in facts["tasks"].values():
+        if task["incomplete"]:
+            expected = "" if task["images_expected"] is None else f" of {task['images_expected']:,}"
+            notes.append(f"* {task['name']} is incomplete: {task['images']:,}{expected} images.")
+        if task["status"] == "failed":
+            notes.append(f"{task['name']} failed: {task['message']}")
+    for what, keys in (("No data", facts["missing"]), ("Not asked for", facts["not_asked"])):
+        if keys:
+            notes.append(f"{what}: {', '.join(keys)}.")
+    wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
+    return ["", *wrapped] if wrapped else []

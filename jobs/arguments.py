@@ -1,0 +1,61 @@
+"""What the verbs' command lines share: parser, recipe and override words, error printing."""
+
+import argparse
+import functools
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import ConfigError, WinnowError
+
+Job = Callable[..., int]
+
+
+def make_parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """Return a parser whose --help ends with examples."""
+    return argparse.ArgumentParser(
+        prog=f"winnow {verb}",
+        description=summary,
+        epilog=f"examples:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add the words `RECIPE a.b=value ...`, in any order; the recipe is a built-in name or a YAML file."""
+    help = "a built-in recipe (see `winnow recipes`) or a YAML file, and overrides such as train.samples=1000"
+    parser.add_argument("words", nargs="*", metavar="RECIPE a.b=VALUE", help=help)
+
+
+def add_spark(parser: argparse.ArgumentParser) -> None:
+    """Add --master."""
+    parser.add_argument("--master", help="Spark master (default: spark-submit's, else every core of this machine)")
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return (recipe or None, overrides).  Raises ConfigError for a second recipe."""
+    recipes = [word for word in words if "=" not in word]
+    if len(recipes) > 1:
+        raise ConfigError(f"two recipes given: {recipes[0]!r} and {recipes[1]!r}.")
+    return (recipes[0] if recipes else None), [word for word in words if "=" in word]
+
+
+def job(main: Callable[[Sequence[str] | None], None]) -> Job:
+    """Return `main` with winnow's errors printed without a traceback and turned into exit codes (0, 1, 2)."""
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        logging.basicConfig(level=logging.WARNING, format="winnow: %(message)s")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        try:
+            main(argv)
+        except WinnowError as error:
+            print(f"winnow: error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("winnow: interrupted; run the same command again to go on", file=sys.stderr)
+            return 130
+        return 0
+
+    return run

@@ -1,0 +1,27 @@
+"""winnow report: everything in a run folder -> RUN/report.html."""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.arguments import job, make_parser
+from pipeline.report import write_report
+
+EXAMPLE = """  winnow report out --pool pools/cifar-web
+  winnow report out --pool pool --truth truth.parquet --right-kinds clean,exact_duplicate"""
+
+
+@job
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, write, print where it is."""
+    parser = make_parser("report", "Write one self-contained HTML page about a run folder.", EXAMPLE)
+    parser.add_argument("run", help="run folder, as `winnow run --out` made it")
+    parser.add_argument("--pool", help="the pool, for thumbnails")
+    parser.add_argument("--truth", help="parquet with uid and kind, to report precision and recall")
+    parser.add_argument("--right-kinds", default="", help="kinds of the truth file that are right, with commas")
+    args = parser.parse_args(argv)
+    kinds = tuple(kind for kind in args.right_kinds.split(",") if kind)
+    print(write_report(args.run, pool=args.pool, truth=args.truth, right_kinds=kinds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

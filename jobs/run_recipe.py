@@ -1,0 +1,140 @@
+"""winnow run: every stage of a recipe, each skipped when it is already done.
+
+RUN/networks/<name>  RUN/scores  RUN/subsets  RUN/shards/<subset>  RUN/runs/<subset>  RUN/eval/<subset>  RUN/report.html
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from eval38.evaluate import evaluate
+from eval38.table import format_comparison
+from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
+from jobs.recipes import NETWORK_PREFIX, Recipe, load_recipe
+from jobs.stages import SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, run_score, run_select, run_shards, timed
+from pipeline.config import as_mapping
+from pipeline.errors import ConfigError, check_name
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.pool import list_parts, pool_identity
+from pipeline.report import write_report
+from pipeline.spark import open_session
+from pipeline.storage import join, write_bytes
+from pipeline.subset import SUBSET_SUFFIX
+from training.run import train
+
+STAGES = ("networks", "score", "select", "shards", "train", "eval")
+EXAMPLE = """  winnow run dfn-tiny --pool pools/cifar-web --clean pools/cifar-hq --eval-data eval --out out
+  winnow run dfn-tiny --pool pools/openstax --clean pools/cifar-hq --out out2 --until shards
+  winnow run my.yaml --pool s3://bucket/pool --out /data/run --master spark://host:7077 train.samples=12800000"""
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    pool: str,
+    out: str,
+    clean: str | None = None,
+    eval_data: str | None = None,
+    master: str | None = None,
+    until: str = "eval",
+) -> dict[str, Manifest]:
+    """Run the stages up to `until` and return the evaluation manifests by run name.  Raises WinnowError."""
+    stages = STAGES[: STAGES.index(until) + 1]
+    write_bytes(join(out, "recipe.json"), (json.dumps(as_mapping(recipe), indent=2) + "\n").encode())
+    train_networks(recipe, pool=pool, clean=clean, out=out)
+    if "score" in stages:
+        curate(recipe, pool=pool, out=out, master=master, stages=stages)
+    if "train" in stages and recipe.train:
+        train_subsets(recipe, out)
+    if "eval" in stages and eval_data:
+        return evaluate_runs(recipe, eval_data, out)
+    return {}
+
+
+def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str) -> None:
+    """Train the recipe's filter networks into OUT/networks."""
+    for name, network in recipe.networks.items():
+        data = pool if network.data == "pool" else clean
+        if data is None:
+            raise ConfigError(f"network {name!r} is trained on clean pairs: say where they are with --clean.")
+        parents = {str(network.data): pool_identity(list_parts(data))}
+        print(f"winnow: network {name} on {data}", file=sys.stderr)
+        with timed(out, "train network", name):
+            train(network.train, data=data, out=join(out, "networks", name), parents=parents)
+
+
+def curate(recipe: Recipe, *, pool: str, out: str, master: str | None, stages: Sequence[str]) -> None:
+    """Score, select and write shards on one Spark session."""
+    entries = [_place_network(entry, out) for entry in recipe.score]
+    scores, subsets = join(out, SCORES_FOLDER), join(out, SUBSETS_FOLDER)
+    with open_session(master, name=f"winnow {recipe.name}") as session:
+        with timed(out, "score"):
+            run_score(session, pool, entries, scores)
+        for name, steps in recipe.subsets.items() if "select" in stages else ():
+            with timed(out, "select", name):
+                run_select(session, scores, name, steps, subsets)
+        for name in recipe.subsets if "shards" in stages else ():
+            with timed(out, "shards", name):
+                subset = join(subsets, name + SUBSET_SUFFIX)
+                run_shards(session, pool, subset, recipe.shards, join(out, SHARDS_FOLDER, name))
+
+
+def _place_network(entry: dict[str, Any], out: str) -> dict[str, Any]:
+    model = entry.get("model")
+    if isinstance(model, str) and model.startswith(NETWORK_PREFIX):
+        return entry | {"model": join(out, "networks", model.removeprefix(NETWORK_PREFIX))}
+    return entry
+
+
+def train_subsets(recipe: Recipe, out: str) -> None:
+    """Train one model per subset, each for the same number of samples seen, into OUT/runs."""
+    assert recipe.train
+    for name in recipe.subsets:
+        shards = join(out, SHARDS_FOLDER, name)
+        made = read_manifest(shards)
+        print(f"winnow: train on subset {name}", file=sys.stderr)
+        with timed(out, "train", name):
+            parents = {"shards": made.identity if made else ""}
+            train(recipe.train, data=shards, out=join(out, "runs", name), parents=parents)
+
+
+def evaluate_runs(recipe: Recipe, eval_data: str, out: str) -> dict[str, Manifest]:
+    """Evaluate every trained model and filter network into OUT/eval; return manifests by run name."""
+    models = {f"network-{name}": join(out, "networks", name) for name in recipe.networks}
+    models |= {name: join(out, "runs", name) for name in recipe.subsets} if recipe.train else {}
+    results = {}
+    for name, model in models.items():
+        with timed(out, "eval", name):
+            results[name] = evaluate(recipe.eval, model=model, data=eval_data, out=join(out, "eval", name))
+    return results
+
+
+@job
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, run, print the table, write the report."""
+    parser = make_parser("run", "Run every stage of a recipe; finished stages are skipped.", EXAMPLE)
+    add_recipe(parser)
+    parser.add_argument("--pool", required=True, help="candidate pool: folder, glob, brace range, a::b")
+    parser.add_argument("--out", required=True, help="run folder")
+    parser.add_argument("--clean", help="clean pairs, where the recipe trains a DFN on them")
+    parser.add_argument("--eval-data", help="folder of evaluation sets in hub layout (wds_<task>_test)")
+    parser.add_argument("--until", default="eval", metavar="STAGE", help=f"last stage: {', '.join(STAGES)}")
+    parser.add_argument("--truth", help="parquet with uid and kind, to report precision and recall")
+    parser.add_argument("--right-kinds", default="", help="kinds of the truth file that are right, with commas")
+    add_spark(parser)
+    args = parser.parse_args(argv)
+    check_name(args.until, STAGES, kind="stage")
+    recipe = load_recipe(*split_words(args.words))
+    places = {"pool": args.pool, "out": args.out, "clean": args.clean, "eval_data": args.eval_data}
+    results = run_recipe(recipe, **places, master=args.master, until=args.until)
+    if results:
+        print(format_comparison({name: result.facts for name, result in results.items()}))
+    kinds = tuple(kind for kind in args.right_kinds.split(",") if kind)
+    with timed(args.out, "report"):
+        url = write_report(args.out, pool=args.pool, truth=args.truth, right_kinds=kinds)
+    print(f"report: {url}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""winnow score: pool -> SCORES/<filter>/<part>.parquet."""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
+from jobs.recipes import load_recipe
+from jobs.stages import run_score
+from pipeline.manifest import Manifest
+from pipeline.spark import open_session
+
+EXAMPLE = """  winnow score datacomp-basic --pool pool --out scores
+  winnow score my.yaml --pool 's3://bucket/pool/{00000000..00000099}.tar' --out s3://bucket/scores --master yarn
+  spark-submit --py-files code.zip jobs/score_pool.py my.yaml --pool hdfs:///pool --out hdfs:///scores"""
+
+
+@job
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, score, print the accounts."""
+    parser = make_parser("score", "Score every part of a pool with a recipe's filters.", EXAMPLE)
+    add_recipe(parser)
+    parser.add_argument("--pool", required=True, help="candidate pool: folder, glob, brace range, a::b")
+    parser.add_argument("--out", required=True, help="scores folder")
+    add_spark(parser)
+    args = parser.parse_args(argv)
+    recipe = load_recipe(*split_words(args.words))
+    with open_session(args.master, name="winnow score") as session:
+        print_counts(run_score(session, args.pool, recipe.score, args.out))
+
+
+def print_counts(manifest: Manifest) -> None:
+    """Print one line per account: rows read, kept, dropped by rule, failed by reason."""
+    print(f"{manifest.stage:20s}{'in':>12s}{'kept':>12s}  dropped, failed")
+    for name, counts in manifest.counts.items():
+        losses = [f"{reason} {number:,}" for reason, number in [*counts.dropped.items(), *counts.failed.items()]]
+        print(f"{name:20s}{counts.read:12,}{counts.kept:12,}  {', '.join(losses) or '-'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""winnow train: shards -> a run directory with a CLIP checkpoint."""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.arguments import add_recipe, job, make_parser, split_words
+from jobs.recipes import load_recipe, require_train
+from training.run import train
+
+EXAMPLE = """  winnow train dfn-tiny --data out/shards/dfn --out runs/dfn
+  winnow train --data 'shards/{00000000..00000031}.tar' --out runs/b32 train.model=ViT-B-32 train.samples=12800000"""
+
+
+@job
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, train, print where the checkpoint is."""
+    parser = make_parser("train", "Train a CLIP on shards; run it again after an interruption to go on.", EXAMPLE)
+    add_recipe(parser)
+    parser.add_argument("--data", required=True, help="shards or a pool: folder, glob, brace range, a::b")
+    parser.add_argument("--out", required=True, help="run folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    args = parser.parse_args(argv)
+    config = require_train(load_recipe(*split_words(args.words)))
+    facts = train(config, data=args.data, out=args.out, device=args.device).facts
+    print(f"{facts['samples_seen']:,} samples seen, final loss {facts['final_loss']:.4f}, model in {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

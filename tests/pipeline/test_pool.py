@@ -1,0 +1,149 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from toy import render, tar_row, toy_row, write_part
+
+from pipeline.errors import PoolError
+from pipeline.pool import Part, list_columns, list_parts, pool_identity, read_batches, read_part
+from pipeline.schemas import IMAGE, IMAGE_ERROR, KEY, ROW, TEXT, UID
+from pipeline.tars import TarRow, make_member, write_rows
+
+MakePool = Callable[..., Path]
+
+
+def rows_of(part: Part, *, images: bool = True) -> list[dict[str, object]]:
+    batches = read_batches(part, read_part(part), images=images)
+    return sorted((row for batch in batches for row in batch.to_pylist()), key=lambda row: row[ROW])
+
+
+def test_parts_of_a_folder_a_glob_and_two_sources(make_pool: MakePool) -> None:
+    one, two = make_pool(8, 2, "one"), make_pool(4, 1, "two")
+    parts = list_parts(str(one))
+    assert [p.name for p in parts] == ["00000000", "00000001"]
+    assert all(p.tar and p.table for p in parts)
+    assert list_parts(f"{one}/*.tar") == parts
+    assert list_parts(f"{one}/{{00000000..00000001}}.tar") == parts
+    assert [p.name for p in list_parts(f"{one}::{two}")] == ["0-00000000", "0-00000001", "1-00000000"]
+
+
+def test_pool_without_parts(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(PoolError, match=r"no \.tar and no \.parquet"):
+        list_parts(str(tmp_path))
+
+
+def test_rows_keep_bytes_captions_and_order(make_pool: MakePool) -> None:
+    rows = rows_of(list_parts(str(make_pool(600, 1)))[0])
+    assert [row[TEXT] for row in rows] == [toy_row(n)["text"] for n in range(600)]
+    assert rows[5][IMAGE] == render("green", 5)
+    assert all(row[IMAGE_ERROR] is None for row in rows)
+
+
+def test_without_images_no_tar_is_opened(make_pool: MakePool) -> None:
+    part = list_parts(str(make_pool(8, 1)))[0]
+    Path(part.tar or "").write_bytes(b"not a tar")
+    assert [row[KEY] for row in rows_of(part, images=False)] == [f"{n:09d}" for n in range(8)]
+
+
+def test_identity_follows_the_files(make_pool: MakePool) -> None:
+    pool = make_pool(8, 2)
+    before = pool_identity(list_parts(str(pool)))
+    assert pool_identity(list_parts(str(pool))) == before
+    with (pool / "00000001.tar").open("ab") as file:
+        file.write(bytes(512))
+    assert pool_identity(list_parts(str(pool))) != before
+
+
+def test_rows_that_lost_their_image_say_why(make_pool: MakePool, tmp_path: Path) -> None:
+    rows = [toy_row(n) for n in range(6)]
+    images = {row["key"]: render("red") for row in rows}
+    write_part(tmp_path / "p", "0", rows, images | {rows[2]["key"]: None})
+    part = list_parts(str(tmp_path / "p"))[0]
+    assert [r[IMAGE_ERROR] for r in rows_of(part)] == [None, None, "missing_image", None, None, None]
+    whole = Path(part.tar or "").read_bytes()
+    Path(part.tar or "").write_bytes(whole[: len(whole) // 2])
+    errors = [r[IMAGE_ERROR] for r in rows_of(part)]
+    assert set(errors[3:]) == {"truncated_tar"} and len(errors) == 6
+
+
+def test_failed_downloads_are_counted_not_rows(tmp_path: Path) -> None:
+    rows = [toy_row(n) for n in range(4)]
+    rows[1]["status"], rows[3]["status"] = "failed_to_download", None
+    write_part(tmp_path / "p", "0", rows, {rows[0]["key"]: render("red"), rows[2]["key"]: render("blue")})
+    read = read_part(list_parts(str(tmp_path / "p"))[0])
+    assert (read.num_listed, read.table.num_rows, read.failed) == (4, 2, {"not_downloaded": 2})
+
+
+def test_repeated_key_keeps_both_rows_and_one_image(tmp_path: Path) -> None:
+    rows = [toy_row(0), toy_row(1)]
+    rows[1]["key"] = rows[0]["key"]
+    write_part(tmp_path / "p", "0", rows, {rows[0]["key"]: render("red")})
+    found = rows_of(list_parts(str(tmp_path / "p"))[0])
+    assert [r[UID] for r in found] == [r["uid"] for r in rows]
+    assert [r[IMAGE_ERROR] for r in found] == [None, "missing_image"]
+
+
+def test_tar_alone_reads_json_and_derives_uids(tmp_path: Path) -> None:
+    named, bare = (
+        tar_row(toy_row(0), render("red")),
+        TarRow("x", (make_member("x.png", b"p"), make_member("x.txt", b"caption"))),
+    )
+    odd = TarRow("y", (make_member("y.jpg", b"j"), make_member("y.json", b"{broken")))
+    with (tmp_path / "0.tar").open("wb") as file:
+        write_rows(file, [named, bare, odd])
+    rows = rows_of(list_parts(str(tmp_path))[0])
+    assert rows[0][UID] == toy_row(0)["uid"] and rows[0]["original_width"] == 200
+    assert (rows[1][TEXT], rows[1][IMAGE], len(str(rows[1][UID]))) == ("caption", b"p", 32)
+    assert rows[2][TEXT] is None
+    assert rows_of(list_parts(str(tmp_path))[0]) == rows
+
+
+def test_tar_alone_cut_short_is_reported(tmp_path: Path) -> None:
+    with (tmp_path / "0.tar").open("wb") as file:
+        write_rows(file, [tar_row(toy_row(n), render("red")) for n in range(5)])
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(whole[: len(whole) // 2])
+    read = read_part(list_parts(str(tmp_path))[0])
+    assert read.broken and "cut short" in read.broken
+    assert 0 < read.table.num_rows < 5
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"uid": ["0" * 32]}, "neither a 'text' nor a 'caption'"),
+        ({"text": ["a"]}, "neither a 'uid' nor a 'url'"),
+    ],
+)
+def test_parquet_without_a_needed_column(tmp_path: Path, columns: dict[str, list[str]], message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    with pytest.raises(PoolError, match=message):
+        read_part(list_parts(str(tmp_path))[0])
+
+
+def test_metadata_only_and_caption_spelling(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["u", "u", "v"], "caption": ["a", "a", None]}), tmp_path / "0.parquet")
+    part = list_parts(str(tmp_path))[0]
+    assert IMAGE not in list_columns(part)
+    rows = rows_of(part, images=False)
+    assert rows[0][UID] == rows[1][UID] != rows[2][UID]
+    assert rows[2][TEXT] is None
+
+
+def test_broken_parquet(tmp_path: Path) -> None:
+    (tmp_path / "0.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(PoolError, match="cannot be read as parquet"):
+        read_part(list_parts(str(tmp_path))[0])
+
+
+def test_real_pool_rows_equal_its_parquet(real_data: Path) -> None:
+    part = list_parts(str(real_data / "pools" / "openstax"))[0]
+    rows = rows_of(part)
+    table = pq.read_table(part.table)
+    assert [r[UID] for r in rows] == table["uid"].to_pylist()
+    assert all(r[IMAGE] for r in rows)
+    assert json.dumps([r[TEXT] for r in rows]) == json.dumps(table["text"].to_pylist())

@@ -1,0 +1,125 @@
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.tars import BrokenTar, make_member, pack_row, read_rows, rename_row, split_name, unpack_row, write_rows
+from pipeline.tars import TarRow as Row
+
+LONG = "folder/" + "x" * 150
+
+
+def row(key: str, **contents: bytes) -> Row:
+    return Row(key, tuple(make_member(f"{key}.{extension}", content) for extension, content in contents.items()))
+
+
+ROWS = [row("000", jpg=b"j" * 700, txt=b""), row(LONG, jpg=b"k" * 512, txt="ключ".encode()), row("ключ", png=b"p")]
+
+
+def write(path: Path, rows: list[Row] = ROWS) -> str:
+    with path.open("wb") as file:
+        assert write_rows(file, rows) == len(rows)
+    return str(path)
+
+
+def contents(rows: list[Row]) -> list[tuple[str, list[tuple[str, bytes]]]]:
+    return [(r.key, [(m.name, m.content) for m in r.members]) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jpg", ("a", "jpg")),
+        ("a/b.c/d.seg.PNG", ("a/b.c/d", "seg.png")),
+        ("noext", ("noext", "")),
+        ("a.b/c", ("a.b/c", "")),
+    ],
+)
+def test_key_ends_at_the_first_dot(name: str, expected: tuple[str, str]) -> None:
+    assert split_name(name) == expected
+
+
+def test_round_trip_and_same_bytes_twice(tmp_path: Path) -> None:
+    url = write(tmp_path / "a.tar")
+    assert contents(list(read_rows(url))) == contents(ROWS)
+    assert Path(write(tmp_path / "b.tar")).read_bytes() == Path(url).read_bytes()
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_reads_what_the_standard_library_writes_and_the_reverse(tmp_path: Path, format: int) -> None:
+    names = ["a.jpg", "a.txt", "дом.jpg"] + ([] if format == tarfile.USTAR_FORMAT else [LONG + ".jpg"])
+    with tarfile.open(tmp_path / "a.tar", "w", format=format) as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = 3, 12345.5
+            archive.addfile(info, io.BytesIO(b"abc"))
+        folder = tarfile.TarInfo("folder/")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    assert [m.name for r in read_rows(str(tmp_path / "a.tar")) for m in r.members] == names[:2] + names[2:]
+    with tarfile.open(write(tmp_path / "b.tar")) as archive:
+        assert archive.getnames() == [m.name for r in ROWS for m in r.members]
+
+
+def test_links_and_devices_are_not_rows(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        link = tarfile.TarInfo("evil.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert list(read_rows(str(tmp_path / "a.tar"))) == []
+
+
+@pytest.mark.parametrize("only_headers", [False, True])
+def test_every_cut_gives_whole_rows_then_an_error(tmp_path: Path, only_headers: bool) -> None:
+    whole = Path(write(tmp_path / "a.tar")).read_bytes()
+    spans = [r.span for r in read_rows(str(tmp_path / "a.tar"))]
+    for cut in [0, 1, 511, 512, 600, *(end for _, end in spans), *(end - 1 for _, end in spans), spans[1][0] + 700]:
+        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        rows = []
+        with pytest.raises(BrokenTar, match="cut short"):
+            for r in read_rows(str(tmp_path / "cut.tar"), contents=not only_headers):
+                rows.append(r)
+        whole_rows = sum(end <= cut for _, end in spans)
+        assert whole_rows - 1 <= len(rows) <= whole_rows, cut  # the last one may lack members that were cut off
+        assert [r.key for r in rows] == [r.key for r in ROWS[: len(rows)]]
+
+
+def test_damaged_header_stops_with_a_position(tmp_path: Path) -> None:
+    whole = bytearray(Path(write(tmp_path / "a.tar")).read_bytes())
+    second = next(r.span[0] for r in list(read_rows(str(tmp_path / "a.tar")))[1:])
+    whole[second + 148] ^= 0xFF
+    (tmp_path / "bad.tar").write_bytes(whole)
+    with pytest.raises(BrokenTar, match=f"byte {second}"):
+        list(read_rows(str(tmp_path / "bad.tar")))
+
+
+def test_not_a_tar_and_absurd_name_header(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"this is no tar" * 100)
+    with pytest.raises(BrokenTar):
+        list(read_rows(str(tmp_path / "a.tar")))
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    (tmp_path / "b.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(BrokenTar, match="plausible"):
+        list(read_rows(str(tmp_path / "b.tar")))
+
+
+def test_span_holds_exactly_the_row(tmp_path: Path) -> None:
+    url = write(tmp_path / "a.tar")
+    whole = Path(url).read_bytes()
+    for expected, read in zip(ROWS, read_rows(url, contents=False), strict=True):
+        start, end = read.span
+        assert whole[start:end] == pack_row(expected)
+        assert contents([unpack_row(whole[start:end], url)]) == contents([expected])
+
+
+def test_rename_keeps_extensions_and_bytes() -> None:
+    renamed = rename_row(row("a", **{"seg.png": b"1", "txt": b"2"}), "b-1")
+    assert [(m.name, m.content) for m in renamed.members] == [("b-1.seg.png", b"1"), ("b-1.txt", b"2")]
+
+
+def test_find_prefers_the_order_asked_for() -> None:
+    both = row("a", png=b"p", jpg=b"j")
+    assert both.find(("jpg", "png")) == b"j"
+    assert both.find(("webp",)) is None

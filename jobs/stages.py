@@ -22,7 +22,7 @@ from pipeline.manifest import Counts, Manifest, add_counts, find_done, read_mani
 from pipeline.pool import Part, count_rows, list_columns, list_parts, pool_identity
 from pipeline.schemas import EVENTS, UID
 from pipeline.score import POOL, raise_if_all_broken, read_scores, score_part
-from pipeline.select import Step, Top, clean_batch, count_radix, find_columns, find_nth_largest, order_keys, select_rows
+from pipeline.select import Step, Top, clean_batch, count_radix, find_columns, find_threshold, order_keys, select_rows
 from pipeline.shards import ShardConfig, drop_plan, finish_folder, plan_part, plan_shards, prepare_folder, write_shard
 from pipeline.spark import open_table, run_each
 from pipeline.storage import exists, join, read_bytes, sha256_of_file, sweep_temporaries, write_bytes
@@ -213,9 +213,6 @@ def calibrate(scores: str, by: str, *, fraction: float | None, count: int | None
             for batch in _read_clean(scores, [by], owners, Part(part, None, None)):
                 yield batch.column(by).drop_null().to_numpy(zero_copy_only=False)
 
-    available = sum(len(values) for values in read_values())
-    if not 0 < wanted <= available:
-        raise ConfigError(f"cannot keep {wanted:,} of {available:,} rows that have a {by!r}.")
     bits = 32 if scored.facts["types"][by] == "float" else 64
     floating = np.float32 if bits == 32 else np.float64
 
@@ -223,6 +220,8 @@ def calibrate(scores: str, by: str, *, fraction: float | None, count: int | None
         keys = (order_keys(values.astype(floating)) for values in read_values())
         return sum(count_radix(k, prefix=prefix, depth=depth, bits=bits) for k in keys)  # type: ignore[return-value]
 
-    threshold = find_nth_largest(count_pass, wanted, bits=bits)
-    kept = sum(int((values >= threshold).sum()) for values in read_values())
-    return {"by": by, "threshold": threshold, "wanted": wanted, "kept": kept, "scored": available, "pool": num_rows}
+    found = find_threshold(count_pass, lambda available: wanted, bits=bits)
+    if found is None or found.num_above + found.num_taken < wanted:
+        raise ConfigError(f"cannot keep {wanted:,} rows: the pool has {num_rows:,}, and not that many have a {by!r}.")
+    kept = found.num_above + found.num_tied
+    return {"by": by, "threshold": found.value, "wanted": wanted, "kept_at_or_above": kept, "pool": num_rows}

@@ -1,9 +1,10 @@
-"""What a scene shows -> what the web might write beside it.  Captions only; scenes.py draws and stores.
+"""What a scene shows -> what the web might write beside it.  Words only; scenes.py draws and stores.
 
 Right captions come from templates; wrong ones, shop texts, file names, boilerplate and five other languages are what a
 filter has to tell from them.  The languages avoid agreement ("de couleur verte"), so one word table each is enough.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,23 @@ import numpy as np
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent")
 COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "white")
 BACKGROUNDS = ("black", "gray", "brown", "navy", "maroon", "teal")
+OBJECTS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
+
+KIND_FRACTIONS = {
+    "honest": 0.405,
+    "wrong_caption": 0.20,
+    "unrelated_text": 0.12,
+    "foreign": 0.08,
+    "boilerplate": 0.06,
+    "too_small": 0.04,
+    "extreme_aspect": 0.04,
+    "duplicate": 0.03,
+    "unreadable": 0.015,
+    "null_caption": 0.01,
+}
+"""Kinds of rows in the spoiled pool and their shares."""
+RIGHT_KINDS = ("honest", "too_small", "extreme_aspect", "duplicate")
+"""Kinds with a readable picture and an English caption that states what is in it."""
 
 CAPTION_TEMPLATES = (
     "a photo of a {color} {shape}",
@@ -25,16 +43,12 @@ CAPTION_TEMPLATES = (
     "a {shape} on a {background} background",
     "a photo of something {color}",
 )
-"""The last two leave out the color or the shape, as people do; nothing in a caption is ever wrong."""
+"""Some leave out the color or the shape, as people do, and so teach each alone; nothing that is stated is wrong."""
 
 TASK_TEMPLATES = {
-    "shape": ("a photo of a {c}.", "this is a {c}.", "a {c} on a plain background."),
-    "color": (
-        "a photo of something {c}.",
-        "one {c} object on a plain background.",
-        "the color in this picture is {c}.",
-    ),
-    "object": ("photo of one {c}.", "this is a {c}.", "a photo of a {c} on a plain background."),
+    "shape": ("a photo of a {c}.", "this is a {c}.", "there is a {c} in the picture."),
+    "color": ("a photo of something {c}.", "there is something {c} in the picture."),
+    "object": ("photo of one {c}.", "this is one {c}.", "there is one {c} in the picture."),
 }
 
 FOREIGN_TEMPLATES = {
@@ -96,7 +110,7 @@ THINGS = (
     "phone cases",
     "winter jackets",
     "used cars",
-    "bed sheets",
+    "beds",
 )
 PLACES = ("London", "Tokyo", "Istanbul", "New York", "Sydney", "Lisbon", "Cape Town", "Toronto")
 
@@ -130,9 +144,36 @@ def pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
+def draw_content(rng: np.random.Generator, label: int | None = None) -> Content:
+    """Return a random shape and color, or those of OBJECTS[label], on a random background."""
+    color, shape = OBJECTS[int(rng.integers(len(OBJECTS))) if label is None else label].split()
+    return Content(shape, color, pick(rng, BACKGROUNDS))
+
+
+def choose_caption(kind: str, content: Content, rng: np.random.Generator) -> str | None:
+    """Return the caption that a row of this kind has beside what it shows; None for null_caption."""
+    if kind == "wrong_caption":
+        return write_caption(_draw_other(content, rng), rng)
+    if kind == "unrelated_text":
+        return write_unrelated_text(rng)
+    if kind == "foreign":
+        return write_foreign_caption(content, rng)
+    if kind == "boilerplate":
+        return pick(rng, BOILERPLATE)
+    return None if kind == "null_caption" else write_caption(content, rng)
+
+
+def _draw_other(content: Content, rng: np.random.Generator) -> Content:
+    """Return what another scene shows: another shape and another color, so that no caption of it fits this one."""
+    while True:
+        other = draw_content(rng)
+        if other.shape != content.shape and other.color != content.color:
+            return other
+
+
 def write_caption(content: Content, rng: np.random.Generator) -> str:
     """Return an English caption that is right; about one in eight has capitals, a full stop, emoji or a line break."""
-    caption = pick(rng, CAPTION_TEMPLATES).format(**_words(content))
+    caption = pick(rng, CAPTION_TEMPLATES).format(**dataclasses.asdict(content))
     caption = caption.replace("a orange", "an orange")
     roll = rng.random()
     if roll < 0.04:
@@ -141,9 +182,7 @@ def write_caption(content: Content, rng: np.random.Generator) -> str:
         return caption.title()
     if roll < 0.10:
         return pick(rng, ("✨ {}", "{} 😍👍", "📷 {}", "「{}」")).format(caption)
-    if roll < 0.125:
-        return caption.replace(" ", "\n", 1) if roll < 0.11 else caption.replace(" on ", "\non ", 1)
-    return caption
+    return caption.replace(" ", "\n", 1) if roll < 0.125 else caption
 
 
 def write_foreign_caption(content: Content, rng: np.random.Generator) -> str:
@@ -165,7 +204,3 @@ def write_unrelated_text(rng: np.random.Generator) -> str:
         thing=pick(rng, THINGS),
         place=pick(rng, PLACES),
     )
-
-
-def _words(content: Content) -> dict[str, str]:
-    return {"shape": content.shape, "color": content.color, "background": content.background}

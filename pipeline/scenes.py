@@ -20,16 +20,16 @@ from PIL import Image, ImageDraw
 
 from pipeline.errors import ConfigError
 from pipeline.scene_captions import (
-    BACKGROUNDS,
-    BOILERPLATE,
     COLORS,
+    KIND_FRACTIONS,
+    OBJECTS,
+    RIGHT_KINDS,
     SHAPES,
     TASK_TEMPLATES,
     Content,
+    choose_caption,
+    draw_content,
     pick,
-    write_caption,
-    write_foreign_caption,
-    write_unrelated_text,
 )
 from pipeline.schemas import (
     CAPTION,
@@ -53,23 +53,8 @@ from pipeline.storage import join, write_atomic, write_bytes
 from pipeline.tars import TarRow, make_member, write_rows
 from pipeline.uid import derive_uid
 
-KIND_FRACTIONS = {
-    "honest": 0.405,
-    "wrong_caption": 0.20,
-    "unrelated_text": 0.12,
-    "foreign": 0.08,
-    "boilerplate": 0.06,
-    "too_small": 0.04,
-    "extreme_aspect": 0.04,
-    "duplicate": 0.03,
-    "unreadable": 0.015,
-    "null_caption": 0.01,
-}
-"""Kinds of rows in the spoiled pool and their shares."""
-RIGHT_KINDS = ("honest", "too_small", "extreme_aspect", "duplicate")
 TASKS = ("scenes-shape", "scenes-color", "scenes-object")
 """Task names; the folder of one is `wds_NAME_test`, as on the hub."""
-OBJECTS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
 TRUTH = "truth.parquet"
 TRUTH_SCHEMA = pa.schema([(UID, pa.string()), ("kind", pa.string()), ("caption_is_right", pa.bool_())])
@@ -105,12 +90,12 @@ BACKGROUND_RGB = {
     "maroon": (88, 18, 35),
     "teal": (12, 78, 82),
 }
-"""Backgrounds are darker than any object: with both signs of contrast a tiny model on a CPU learns no shapes in time."""
+"""Darker than any object: with both signs of contrast a tiny model learns no shapes in a minute on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneRow:
-    """One row of a pool before it gets its key."""
+    """One row of a pool, before it gets its key."""
 
     uid: str
     url: str
@@ -127,15 +112,11 @@ class SceneRow:
 # ---- drawing
 
 
-def draw_content(rng: np.random.Generator, label: int | None = None) -> Content:
-    """Return a random shape and color, or those of OBJECTS[label], on a background that contrasts with it."""
-    color, shape = OBJECTS[int(rng.integers(len(OBJECTS))) if label is None else label].split()
-    return Content(shape, color, pick(rng, BACKGROUNDS))
-
-
 def draw_scene(content: Content, size_px: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Return the RGB picture of a scene at (width, height); the object is whole and near the middle of the short side."""
-    width, height = size_px
+    """Return the RGB picture of a scene at (width, height).
+
+    The object is whole and in the middle of the short side, give or take 5 %; along the long side it is anywhere.
+    """
     picture = _draw_background(content.background, size_px, rng)
     short = min(size_px)
     if rng.random() < 0.25:
@@ -143,8 +124,9 @@ def draw_scene(content: Content, size_px: tuple[int, int], rng: np.random.Genera
     radius = short * rng.uniform(0.36, 0.46)
     room = np.maximum(np.array(size_px) / 2 - radius * 1.05, 0)
     reach = np.minimum(room, max(short * 0.05, 1) + (np.array(size_px) - short) / 2)
-    center = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * reach
-    _paste_shape(picture, content.shape, _jitter(COLOR_RGB[content.color], rng), center, radius, rng.uniform(-0.2, 0.2))
+    center = np.array(size_px) / 2 + rng.uniform(-1, 1, 2) * reach
+    rgb = _jitter(COLOR_RGB[content.color], 14, rng)
+    _paste_shape(picture, content.shape, rgb, center, radius, rng.uniform(-0.2, 0.2))
     return picture
 
 
@@ -155,7 +137,7 @@ def _draw_background(color: str, size_px: tuple[int, int], rng: np.random.Genera
     slope = rng.uniform(-18, 18, 2)
     shade = slope[0] * across[:, None] + slope[1] * across[None, :]
     noise = rng.normal(0, rng.uniform(2, 10), (cells, cells))
-    grid = np.array(_jitter(BACKGROUND_RGB[color], rng))[None, None, :] + (shade + noise)[:, :, None]
+    grid = np.array(_jitter(BACKGROUND_RGB[color], 6, rng))[None, None, :] + (shade + noise)[:, :, None]
     coarse = Image.fromarray(np.clip(grid, 0, 255).astype(np.uint8))
     return coarse.resize(size_px, Image.Resampling.BILINEAR)
 
@@ -165,12 +147,12 @@ def _draw_distractor(picture: Image.Image, content: Content, short: int, rng: np
     others = tuple(color for color in COLORS if color != content.color)
     radius = short * rng.uniform(0.04, 0.07)
     corner = np.array([rng.integers(2), rng.integers(2)]) * (np.array(picture.size) - 3 * radius) + 1.5 * radius
-    color = _jitter(COLOR_RGB[pick(rng, others)], rng)
+    color = _jitter(COLOR_RGB[pick(rng, others)], 14, rng)
     _paste_shape(picture, pick(rng, SHAPES), color, corner, radius, rng.uniform(-3, 3))
 
 
-def _jitter(rgb: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
-    return tuple(int(c) for c in np.clip(np.array(rgb) + rng.integers(-14, 15, 3), 0, 255))
+def _jitter(rgb: tuple[int, ...], most: int, rng: np.random.Generator) -> tuple[int, ...]:
+    return tuple(int(c) for c in np.clip(np.array(rgb) + rng.integers(-most, most + 1, 3), 0, 255))
 
 
 def _paste_shape(
@@ -191,7 +173,7 @@ def _paste_shape(
 
 @cache
 def _outlines_of(shape: str) -> tuple[np.ndarray, ...]:
-    """Return the outline of a shape within the unit circle, then the outline of its hole if it has one; y points down."""
+    """Return the outline of a shape within the unit circle, then that of its hole if it has one; y points down."""
     circle = _points_at(np.ones(48))
     if shape in ("circle", "ring"):
         return (circle, circle * 0.55) if shape == "ring" else (circle,)
@@ -206,22 +188,9 @@ def _outlines_of(shape: str) -> tuple[np.ndarray, ...]:
     if shape == "heart":
         return (_heart(),)
     assert shape == "cross", shape
-    a, b = 0.3, 0.95
-    corners = [
-        (-a, -b),
-        (a, -b),
-        (a, -a),
-        (b, -a),
-        (b, a),
-        (a, a),
-        (a, b),
-        (-a, b),
-        (-a, a),
-        (-b, a),
-        (-b, -a),
-        (-a, -a),
-    ]
-    return (np.array(corners),)
+    arm = np.array([(-0.3, -0.3), (-0.3, -0.95), (0.3, -0.95)])
+    quarter = arm @ np.array([[0, 1], [-1, 0]])
+    return (np.concatenate([arm, quarter, -arm, -quarter]),)
 
 
 def _points_at(radii: np.ndarray, *, start: float = 0.0) -> np.ndarray:
@@ -273,32 +242,12 @@ def _make_row(seed: int, stream: int, number: int, kind: str, source: int) -> Sc
         rng = np.random.default_rng([seed, stream, number + 1])
         content, original_px = draw_content(rng), _draw_size(kind, rng)
         image, extension, size_px = _store(draw_scene(content, original_px, rng), rng)
-        caption = _choose_caption(kind, content, rng)
+        caption = choose_caption(kind, content, rng)
         if kind == "unreadable":
             image = _damage(image, rng)
         row = SceneRow("", "", caption, image, extension, size_px, original_px, kind)
     url = f"https://pictures.example/{seed}/{stream}/{number:08d}.{row.extension}"
     return dataclasses.replace(row, uid=derive_uid(url, row.caption), url=url, kind=kind)
-
-
-def _choose_caption(kind: str, content: Content, rng: np.random.Generator) -> str | None:
-    if kind == "wrong_caption":
-        return write_caption(_draw_other(content, rng), rng)
-    if kind == "unrelated_text":
-        return write_unrelated_text(rng)
-    if kind == "foreign":
-        return write_foreign_caption(content, rng)
-    if kind == "boilerplate":
-        return pick(rng, BOILERPLATE)
-    return None if kind == "null_caption" else write_caption(content, rng)
-
-
-def _draw_other(content: Content, rng: np.random.Generator) -> Content:
-    """Return what another scene shows: another shape and another color, so no caption of it fits this one."""
-    while True:
-        other = draw_content(rng)
-        if other.shape != content.shape and other.color != content.color:
-            return other
 
 
 def _damage(image: bytes, rng: np.random.Generator) -> bytes:
@@ -337,7 +286,7 @@ def write_demo_clean(folder: str, *, seed: int, num_rows: int, rows_per_part: in
 
 
 def _plan_kinds(seed: int, num_rows: int) -> list[tuple[str, int]]:
-    """Return each row's (kind, row it comes from), shuffled; a duplicate comes from some honest row, others from themselves."""
+    """Return each row's (kind, source), shuffled; a duplicate's source is an honest row, any other's the row itself."""
     rng = np.random.default_rng([seed, POOL_STREAM])
     counts = {kind: round(num_rows * share) for kind, share in KIND_FRACTIONS.items() if kind != "honest"}
     kinds = [kind for kind, count in counts.items() for _ in range(max(count, 1))]
@@ -369,8 +318,9 @@ def _write_part(stem: str, part: int, rows: Sequence[SceneRow]) -> None:
         write_rows(file, (_tar_row(row, column) for row, column in zip(rows, columns, strict=True)))
     with write_atomic(stem + PARQUET_SUFFIX) as file:
         pq.write_table(pa.Table.from_pylist(columns, POOL_SCHEMA), file)
-    stats = {"count": len(rows), "successes": len(rows), "failed_to_download": 0, "failed_to_resize": 0}
-    stats |= {"duration": 0.0, "start_time": 0.0, "end_time": 0.0, "status_dict": {STATUS_SUCCESS: len(rows)}}
+    done = len(rows)
+    stats: dict[str, object] = {"count": done, "successes": done, "failed_to_download": 0, "failed_to_resize": 0}
+    stats |= {"duration": 0.0, "start_time": 0.0, "end_time": 0.0, "status_dict": {STATUS_SUCCESS: done}}
     write_bytes(stem + STATS_SUFFIX, json.dumps(stats, indent=4).encode())
 
 

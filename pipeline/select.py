@@ -162,22 +162,21 @@ def _explain_sql(error: Exception, steps: Sequence[Step]) -> Exception:
 
 def _compile_top(table: Any, passing: str, top: Top, num_rows: int) -> tuple[str, float | None]:
     """Return the SQL rule of a top step, with its threshold filled in, and the threshold."""
-    column = f"`{top.by}`"
-    table = table.where(f"{passing} AND {column} IS NOT NULL").select(UID, top.by)
-    available = table.count()
-    base = num_rows if top.of == "pool" else None
-    wanted = top.count if top.count is not None else int((available if base is None else base) * (top.fraction or 0))
-    wanted = min(available, wanted + 1 if top.ties == "datacomp" else wanted)
-    if wanted == 0:
+    table = table.where(f"{passing} AND `{top.by}` IS NOT NULL").select(UID, top.by)
+
+    def count_wanted(available: int) -> int:
+        share = (num_rows if top.of == "pool" else available) * (top.fraction or 0)
+        wanted = top.count if top.count is not None else int(share)
+        return wanted + 1 if top.ties == "datacomp" else wanted
+
+    found = find_threshold(_count_by_radix(table, top.by), count_wanted, bits=_key_bits(table, top.by))
+    if found is None:
         return "false", None
-    threshold = find_nth_largest(_count_by_radix(table, top.by), wanted, bits=_key_bits(table, top.by))
-    rule = f"{column} >= {_literal(threshold)}"
-    above = table.where(f"{column} > {_literal(threshold)}").count()
-    tied = table.where(f"{column} = {_literal(threshold)}")
-    if top.ties == "exact" and above + tied.count() > wanted:
-        last = tied.orderBy(UID).limit(wanted - above).agg({UID: "max"}).collect()[0][0]
-        rule = f"({column} > {_literal(threshold)} OR ({column} = {_literal(threshold)} AND `{UID}` <= '{last}'))"
-    return rule, threshold
+    column, value = f"`{top.by}`", _literal(found.value)
+    if top.ties == "datacomp" or found.num_taken == found.num_tied:
+        return f"{column} >= {value}", found.value
+    last = table.where(f"{column} = {value}").orderBy(UID).limit(found.num_taken).agg({UID: "max"}).collect()[0][0]
+    return f"({column} > {value} OR ({column} = {value} AND `{UID}` <= '{last}'))", found.value
 
 
 def _literal(value: float) -> str:
@@ -238,16 +237,39 @@ def count_radix(keys: np.ndarray, *, prefix: int, depth: int, bits: int) -> np.n
     return np.bincount(digits.astype(np.int64), minlength=1 << RADIX_BITS)
 
 
-def find_nth_largest(count_pass: Callable[[int, int], np.ndarray], n: int, *, bits: int) -> float:
-    """Return the n-th largest value (n >= 1) from `bits`/16 counting passes; the values themselves are never held."""
-    prefix, remaining = 0, n
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """The n-th largest value of a column, and what stands around it."""
+
+    value: float
+    num_above: int
+    """Rows with a larger value."""
+    num_tied: int
+    """Rows with exactly this value."""
+    num_taken: int
+    """How many of the tied rows the first n are."""
+
+
+def find_threshold(
+    count_pass: Callable[[int, int], np.ndarray], wanted_of: Callable[[int], int], *, bits: int
+) -> Threshold | None:
+    """Return the n-th largest value from `bits`/16 counting passes; the values themselves are never held.
+
+    n = wanted_of(number of values), at most that number; None when it is 0.
+    """
+    counts = count_pass(0, 0)
+    wanted = min(wanted_of(int(counts.sum())), int(counts.sum()))
+    if wanted <= 0:
+        return None
+    prefix, remaining = 0, wanted
     for depth in range(bits // RADIX_BITS):
-        counts = count_pass(prefix, depth)
+        counts = counts if depth == 0 else count_pass(prefix, depth)
         from_top = np.cumsum(counts[::-1])
         place = int(np.searchsorted(from_top, remaining))
         remaining -= int(from_top[place - 1]) if place else 0
-        prefix = (prefix << RADIX_BITS) | ((1 << RADIX_BITS) - 1 - place)
-    return _value_of_key(prefix, bits)
+        digit = (1 << RADIX_BITS) - 1 - place
+        prefix = (prefix << RADIX_BITS) | digit
+    return Threshold(_value_of_key(prefix, bits), wanted - remaining, int(counts[digit]), remaining)
 
 
 def _collect_uids(table: Any) -> np.ndarray:

@@ -1,0 +1,321 @@
+"""Stored scores -> histograms, top values and rows to look at, in two passes over the parts; one part is held at a time.
+
+The first pass finds each column's range from the radix counts that `select` uses; the second fills the bins.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import PoolError
+from pipeline.manifest import Manifest
+from pipeline.pool import Part
+from pipeline.schemas import UID
+from pipeline.score import read_scores
+from pipeline.select import RADIX_BITS, count_radix, find_columns, order_keys
+from pipeline.subset import count_in_subset
+from pipeline.uid import UID_DTYPE, parse_uids
+
+NUM_BINS = 48
+TAIL_FRACTION = 0.005
+"""Share of rows at either end that may lie beyond the axis of a histogram."""
+MAX_DISTINCT = 10_000
+"""A string column with more values than this is not counted value by value."""
+SHORTLIST_ROWS = 8
+CANDIDATE_DTYPE = np.dtype([("key", "f8"), ("uid", UID_DTYPE), ("score", "f8"), ("part", "i4")])
+
+
+@dataclass(slots=True)
+class NumberColumn:
+    """What is known of a numeric score column."""
+
+    name: str
+    is_whole: bool
+    num_rows: int = 0
+    num_null: int = 0
+    """Rows with null or NaN."""
+    minimum: float = math.inf
+    maximum: float = -math.inf
+    total: float = 0.0
+    radix: np.ndarray = field(default_factory=lambda: np.zeros(1 << RADIX_BITS, np.int64))
+    """Finite values by the high 16 bits of their float32 order keys."""
+    edges: np.ndarray = field(default_factory=lambda: np.empty(0))
+    counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """(bins + 2,) rows per bin; the first and the last lie beyond the axis."""
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
+    """The same of the rows that a subset keeps, by subset."""
+
+
+@dataclass(slots=True)
+class TextColumn:
+    """What is known of a string score column."""
+
+    name: str
+    num_rows: int = 0
+    num_null: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    kept: dict[str, Counter[str]] = field(default_factory=dict)
+    is_many: bool = False
+    """More than MAX_DISTINCT values, so `counts` is not whole."""
+
+
+Column = NumberColumn | TextColumn
+
+
+class Shortlist:
+    """The few rows with the smallest keys of those offered; equal keys by ascending uid, so the order of parts is moot."""
+
+    def __init__(self) -> None:
+        self.rows = np.empty(0, CANDIDATE_DTYPE)
+
+    def offer(self, rows: np.ndarray) -> None:
+        """Take in rows of CANDIDATE_DTYPE."""
+        joined = np.concatenate([self.rows, rows])
+        uids = joined["uid"]
+        self.rows = joined[np.lexsort((uids["f1"], uids["f0"], joined["key"]))[:SHORTLIST_ROWS]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A subset whose rows are looked at, and by which score."""
+
+    name: str
+    by: str | None
+    """Column of its last top step; None when it has none."""
+    threshold: float | None
+    lists: dict[str, Shortlist] = field(default_factory=dict)
+    """By name: any_kept, any_dropped, and with a score highest, lowest, above, below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distributions:
+    """What the two passes found."""
+
+    columns: Mapping[str, Column]
+    users: Mapping[str, Sequence[str]]
+    """Column -> subsets whose steps read it."""
+    ranked: Mapping[str, Ranked]
+    unreadable: Mapping[str, str]
+    """Part -> why its scores could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFiles:
+    """Where stored scores are, and which parts of them can be read."""
+
+    url: str
+    manifest: Manifest
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of numbers or strings; embeddings are left out."""
+        return [name for name, kind in self.manifest.facts["types"].items() if "list" not in kind]
+
+    def read(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield (number of the part, batch of UID and all columns); a part that fails is noted and passed over."""
+        owners = dict(self.manifest.facts["columns"])
+        for number, name in enumerate(self.manifest.facts["parts"]):
+            if name in self.unreadable:
+                continue
+            try:
+                batches = list(read_scores(self.url, Part(name, None, None), self.columns, owners))
+            except (PoolError, pa.ArrowException, OSError) as error:
+                self.unreadable[name] = str(error)
+                continue
+            for batch in batches:
+                yield number, batch
+
+
+def survey_scores(url: str, manifest: Manifest, subsets: Sequence[Any], uids: Mapping[str, np.ndarray]) -> Distributions:
+    """Return the distributions of all score columns, split by the subsets (read.Subset) that use them.
+
+    `uids` has the sorted uids of each subset whose file is there; the others are not split.
+    """
+    files = ScoreFiles(url, manifest)
+    columns: dict[str, Column] = {name: _open_column(name, manifest.facts["types"][name]) for name in files.columns}
+    present = [subset for subset in subsets if subset.name in uids]
+    users: dict[str, list[str]] = {name: [] for name in columns}
+    for subset in present:
+        for name in find_columns(subset.steps, columns):
+            users[name].append(subset.name)
+    ranked = {subset.name: _rank_subset(subset) for subset in present if subset.steps}
+    for _, batch in files.read():
+        for column in columns.values():
+            _measure(column, batch.column(column.name))
+    marks = _list_thresholds(present)
+    for column in columns.values():
+        _prepare(column, users[column.name], marks.get(column.name, []))
+    for part, batch in files.read():
+        _tally_batch(columns, users, ranked, uids, part, batch)
+    return Distributions(columns, users, ranked, files.unreadable)
+
+
+def _open_column(name: str, kind: str) -> Column:
+    if kind in ("string", "large_string", "bool"):
+        return TextColumn(name)
+    return NumberColumn(name, is_whole=kind.startswith(("int", "uint")))
+
+
+def _rank_subset(subset: Any) -> Ranked:
+    """Return a subset with its last top step that kept something."""
+    thresholds = subset.manifest.facts.get("thresholds", {})
+    for step in reversed(subset.steps):
+        if step.top and thresholds.get(step.name) is not None:
+            return Ranked(subset.name, step.top.by, float(thresholds[step.name]))
+    return Ranked(subset.name, None, None)
+
+
+def list_thresholds(subset: Any, column: str) -> list[float]:
+    """Return the thresholds of a subset's top steps on a column, in order."""
+    thresholds = subset.manifest.facts.get("thresholds", {})
+    found = [thresholds.get(step.name) for step in subset.steps if step.top and step.top.by == column]
+    return [float(value) for value in found if value is not None]
+
+
+def _list_thresholds(subsets: Sequence[Any]) -> dict[str, list[float]]:
+    names = {step.top.by for subset in subsets for step in subset.steps if step.top}
+    return {name: [value for subset in subsets for value in list_thresholds(subset, name)] for name in names}
+
+
+def _to_numbers(values: pa.Array) -> np.ndarray:
+    """Return float64 (rows,), null as NaN."""
+    numbers: np.ndarray = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _to_texts(values: pa.Array) -> pa.Array:
+    return values.cast(pa.string())
+
+
+def _measure(column: Column, values: pa.Array) -> None:
+    """First pass: nulls, range and radix counts of numbers, counts of strings."""
+    column.num_rows += len(values)
+    if isinstance(column, TextColumn):
+        column.num_null += values.null_count
+        column.counts.update(_count_values(_to_texts(values)))
+        if len(column.counts) > MAX_DISTINCT:
+            column.is_many, column.counts = True, Counter()
+        return
+    numbers = _to_numbers(values)
+    column.num_null += int(np.isnan(numbers).sum())
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers):
+        column.minimum = min(column.minimum, float(numbers.min()))
+        column.maximum = max(column.maximum, float(numbers.max()))
+        column.total += float(numbers.sum())
+        keys = order_keys(np.clip(numbers, -3e38, 3e38).astype(np.float32))
+        column.radix += count_radix(keys, prefix=0, depth=0, bits=32)
+
+
+def _count_values(values: pa.Array) -> dict[str, int]:
+    found = pc.value_counts(values.drop_null())
+    return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
+
+
+def _prepare(column: Column, users: Sequence[str], marks: Sequence[float]) -> None:
+    """Make room for the second pass."""
+    if isinstance(column, TextColumn):
+        column.kept = {name: Counter() for name in users}
+        return
+    column.edges = find_edges(column, marks)
+    num_places = len(column.edges) + 1
+    column.counts = np.zeros(num_places, np.int64)
+    column.kept = {name: np.zeros(num_places, np.int64) for name in users}
+
+
+def find_edges(column: NumberColumn, marks: Sequence[float] = ()) -> np.ndarray:
+    """Return the bin edges (bins + 1,) of a column's histogram; empty when it has no finite value.
+
+    The axis spans the values, without the far tails where these would squeeze the rest; it always holds the marks.
+    """
+    if not column.radix.any():
+        return np.empty(0)
+    low, high = _find_quantiles(column.radix)
+    if column.maximum - column.minimum <= 2 * (high - low) or low == high:
+        low, high = column.minimum, column.maximum
+    low, high = max(min([low, *marks]), column.minimum), min(max([high, *marks]), column.maximum)
+    if column.is_whole:
+        low, high = math.floor(low), math.ceil(high)
+        width = -(-(high - low + 1) // NUM_BINS)
+        num_bins = -(-(high - low + 1) // width)
+        edges: np.ndarray = low - 0.5 + width * np.arange(num_bins + 1)
+        return edges
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, NUM_BINS + 1)
+
+
+def _find_quantiles(radix: np.ndarray) -> tuple[float, float]:
+    """Return the values below and above which TAIL_FRACTION of the rows lie, to within a hundredth of their size."""
+    keys = (np.arange(1 << RADIX_BITS, dtype=np.uint32) << RADIX_BITS).astype(np.uint32)
+    sign = np.uint32(1 << 31)
+    values = np.where(keys & sign, keys ^ sign, ~keys).astype(np.uint32).view(np.float32)
+    share = np.cumsum(radix) / radix.sum()
+    first, last = np.searchsorted(share, TAIL_FRACTION), np.searchsorted(share, 1 - TAIL_FRACTION)
+    return float(values[first]), float(values[last])
+
+
+def _tally_batch(
+    columns: Mapping[str, Column],
+    users: Mapping[str, Sequence[str]],
+    ranked: Mapping[str, Ranked],
+    uids: Mapping[str, np.ndarray],
+    part: int,
+    batch: pa.RecordBatch,
+) -> None:
+    """Second pass: fill the bins, and offer the rows to the shortlists."""
+    rows = parse_uids(batch.column(UID))
+    used = dict.fromkeys([*(name for names in users.values() for name in names), *ranked])
+    is_kept = {name: count_in_subset(rows, uids[name]) > 0 for name in used}
+    for name, column in columns.items():
+        if isinstance(column, TextColumn):
+            _tally_texts(column, _to_texts(batch.column(name)), is_kept)
+        elif len(column.edges):
+            _tally_numbers(column, _to_numbers(batch.column(name)), is_kept)
+    for subset in ranked.values():
+        scores = _to_numbers(batch.column(subset.by)) if subset.by else np.zeros(len(rows))
+        _offer_rows(subset, rows, scores, is_kept[subset.name], part)
+
+
+def _tally_texts(column: TextColumn, values: pa.Array, is_kept: Mapping[str, np.ndarray]) -> None:
+    for name, counter in column.kept.items():
+        if not column.is_many:
+            counter.update(_count_values(values.filter(pa.array(is_kept[name]))))
+
+
+def _tally_numbers(column: NumberColumn, numbers: np.ndarray, is_kept: Mapping[str, np.ndarray]) -> None:
+    places = np.searchsorted(column.edges, numbers, "right")
+    places[numbers == column.edges[-1]] -= 1
+    known = ~np.isnan(numbers)
+    num_places = len(column.counts)
+    column.counts += np.bincount(places[known], minlength=num_places)
+    for name, counts in column.kept.items():
+        counts += np.bincount(places[known & is_kept[name]], minlength=num_places)
+
+
+def _offer_rows(subset: Ranked, uids: np.ndarray, scores: np.ndarray, kept: np.ndarray, part: int) -> None:
+    known = np.isfinite(scores)
+    wishes: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
+        "any_kept": (kept & known, np.zeros_like),
+        "any_dropped": (~kept & known, np.zeros_like),
+    }
+    if subset.threshold is not None:
+        threshold = subset.threshold
+        wishes |= {
+            "highest": (kept & known, lambda score: -score),
+            "lowest": (~kept & known, lambda score: score),
+            "above": (kept & known, lambda score: np.abs(score - threshold)),
+            "below": (~kept & known & (scores <= threshold), lambda score: threshold - score),
+        }
+    for name, (wanted, make_key) in wishes.items():
+        rows = np.zeros(int(wanted.sum()), CANDIDATE_DTYPE)
+        rows["uid"], rows["score"], rows["part"] = uids[wanted], scores[wanted], part
+        rows["key"] = make_key(scores[wanted])
+        subset.lists.setdefault(name, Shortlist()).offer(rows)

@@ -1,0 +1,137 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from toy import render, toy_row, write_part
+
+from pipeline.contract import Failure, Filter, Scored
+from pipeline.pool import Part, list_parts
+from pipeline.schemas import IMAGE, IMAGE_ERROR, TEXT
+from pipeline.score import read_done, read_scores, score_part
+
+MakePool = Callable[..., Path]
+
+
+def score_text(batch: pa.RecordBatch) -> Scored:
+    return Scored((pa.array([len(t) for t in batch.column(TEXT).to_pylist()], pa.int32()),))
+
+
+def score_image(batch: pa.RecordBatch) -> Scored:
+    images = batch.column(IMAGE).to_pylist()
+    failures = [
+        Failure(n, why, "no image") for n, why in enumerate(batch.column(IMAGE_ERROR).to_pylist()) if why is not None
+    ]
+    return Scored((pa.array([len(i) if i else None for i in images], pa.float32()),), tuple(failures))
+
+
+def load_text() -> Callable[[pa.RecordBatch], Scored]:
+    return score_text
+
+
+def load_image() -> Callable[[pa.RecordBatch], Scored]:
+    return score_image
+
+
+TEXT_FILTER = Filter(
+    name="chars", needs=(TEXT,), makes=(("chars", pa.int32()),), version=1, settings={}, load=load_text
+)
+IMAGE_FILTER = Filter(
+    name="bytes", needs=(IMAGE,), makes=(("num_bytes", pa.float32()),), version=1, settings={}, load=load_image
+)
+BOTH = [TEXT_FILTER, IMAGE_FILTER]
+
+
+def part_with_a_gap(tmp_path: Path) -> Part:
+    """Six rows, of which row 2 has no image, and whose tar is in another order than the parquet."""
+    rows = [toy_row(n) for n in range(6)]
+    images: dict[str, bytes | None] = {row["key"]: render("red", n) for n, row in enumerate(rows)}
+    write_part(tmp_path / "p", "0", rows[::-1], images | {rows[2]["key"]: None})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p" / "0.parquet")
+    return list_parts(str(tmp_path / "p"))[0]
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_scores_are_in_pool_order_with_failures_counted(tmp_path: Path) -> None:
+    part, out = part_with_a_gap(tmp_path), tmp_path / "out"
+    result = score_part(part, filters=BOTH, out=str(out))
+    assert result["counts"]["chars"] == {"read": 6, "kept": 6, "dropped": {}, "failed": {}}
+    assert result["counts"]["bytes"] == {"read": 6, "kept": 5, "dropped": {}, "failed": {"missing_image": 1}}
+    table = pq.read_table(out / "bytes" / "0.parquet")
+    assert table["uid"].to_pylist() == [toy_row(n)["uid"] for n in range(6)]
+    assert [v is None for v in table["num_bytes"].to_pylist()] == [False, False, True, False, False, False]
+    failure = pq.read_table(out / "failures" / "0.parquet").to_pylist()[0]
+    assert (failure["uid"], failure["reason"], failure["filter"]) == (toy_row(2)["uid"], "missing_image", "bytes")
+
+
+def test_rerun_changes_nothing_and_redoes_only_what_changed(tmp_path: Path) -> None:
+    part, out = part_with_a_gap(tmp_path), tmp_path / "out"
+    score_part(part, filters=BOTH, out=str(out))
+    before = bytes_of(out)
+    assert score_part(part, filters=BOTH, out=str(out))["scored"] == 0
+    (out / "chars" / "0.parquet").unlink()
+    assert score_part(part, filters=BOTH, out=str(out))["scored"] == 1
+    assert bytes_of(out) == before
+    newer = replace(TEXT_FILTER, version=2)
+    assert read_done(str(out), newer, part) is None
+    assert score_part(part, filters=[newer, IMAGE_FILTER], out=str(out))["scored"] == 1
+    assert bytes_of(out)["failures/0.parquet"] == before["failures/0.parquet"]
+    with Path(part.tar or "").open("ab") as file:
+        file.write(bytes(512))
+    assert score_part(part, filters=BOTH, out=str(out))["scored"] == 2
+
+
+def test_half_a_score_file_is_not_believed(tmp_path: Path) -> None:
+    part, out = part_with_a_gap(tmp_path), tmp_path / "out"
+    score_part(part, filters=BOTH, out=str(out))
+    before = bytes_of(out)
+    (out / "bytes" / "0.parquet").write_bytes(before["bytes/0.parquet"][:100])
+    score_part(part, filters=BOTH, out=str(out))
+    assert bytes_of(out) == before
+
+
+def test_zipped_columns_stand_beside_their_uid(tmp_path: Path) -> None:
+    part, out = part_with_a_gap(tmp_path), tmp_path / "out"
+    score_part(part, filters=BOTH, out=str(out))
+    owners = {"chars": "chars", "num_bytes": "bytes"}
+    table = pa.Table.from_batches(read_scores(str(out), part, ["num_bytes", "chars"], owners))
+    assert table.column_names == ["uid", "num_bytes", "chars"]
+    assert table["chars"].to_pylist() == [len(toy_row(n)["text"]) for n in range(6)]
+
+
+def test_part_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "0.parquet").write_bytes(b"nothing")
+    result = score_part(list_parts(str(tmp_path))[0], filters=[TEXT_FILTER], out=str(tmp_path / "out"))
+    assert result["counts"] == {} and "cannot be read as parquet" in result["broken"]
+
+
+def test_metadata_part_cannot_serve_an_image_filter(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([toy_row(0)]), tmp_path / "0.parquet")
+    result = score_part(list_parts(str(tmp_path))[0], filters=BOTH, out=str(tmp_path / "out"))
+    assert "needs columns ['image'], which the pool lacks" in result["broken"]
+
+
+def test_empty_part(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([toy_row(0)]).slice(0, 0), tmp_path / "0.parquet")
+    result = score_part(list_parts(str(tmp_path))[0], filters=[TEXT_FILTER], out=str(tmp_path / "out"))
+    assert result["counts"]["chars"]["read"] == 0
+    assert pq.read_table(tmp_path / "out" / "chars" / "0.parquet").num_rows == 0
+
+
+def test_model_opens_once_per_process(tmp_path: Path) -> None:
+    opened: list[int] = []
+
+    def load() -> Callable[[pa.RecordBatch], Scored]:
+        opened.append(1)
+        return score_text
+
+    filter = replace(TEXT_FILTER, settings={"test": "opens once"}, load=load)
+    for name in ("0", "1"):
+        pq.write_table(pa.Table.from_pylist([toy_row(0)]), tmp_path / f"{name}.parquet")
+    for part in list_parts(str(tmp_path)):
+        score_part(part, filters=[filter], out=str(tmp_path / "out"))
+    assert len(opened) == 1

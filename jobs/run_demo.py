@@ -10,7 +10,8 @@ from jobs.recipes import load_recipe
 from jobs.run_recipe import run_recipe
 from jobs.stages import timed
 from pipeline.report import write_report
-from pipeline.scenes import RIGHT_KINDS, TASKS, truth_url, write_demo_clean, write_demo_pool, write_demo_tasks
+from pipeline.scene_captions import RIGHT_KINDS
+from pipeline.scenes import TASKS, truth_url, write_demo_clean, write_demo_pool, write_demo_tasks
 from pipeline.storage import exists, join, write_bytes
 
 EXAMPLE = """  winnow demo

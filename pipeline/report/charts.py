@@ -4,7 +4,7 @@ Lengths are SVG units, about a pixel at full width.  Colours are CSS variables t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ PALETTE = {
 NUM_SERIES = 7
 WIDTH = 760
 HALF_WIDTH = 372
+Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +206,13 @@ def _format_tick(value: float, ticks: Sequence[float]) -> str:
     return f"{value + 0.0:,.{digits}f}".replace("-", MINUS)
 
 
-def _scale(low: float, high: float, start: float, end: float):  # type: ignore[no-untyped-def]
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
     """Return the linear map that takes [low, high] to [start, end]."""
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def _draw_x_axis(x_of, low: float, high: float, bottom: float, *, num: int) -> list[str]:  # type: ignore[no-untyped-def]
+def _draw_x_axis(x_of: Scale, low: float, high: float, bottom: float, *, num: int) -> list[str]:
     ticks = find_ticks(low, high, num)
     parts = [_line(x_of(low), bottom, x_of(high), bottom, "axis")]
     for tick in ticks:

@@ -1,4 +1,4 @@
-"""Stored scores -> histograms, top values and rows to look at, in two passes over the parts; one part is held at a time.
+"""Stored scores -> histograms, top values and rows to look at, in two passes; one part is held at a time.
 
 The first pass finds each column's range from the radix counts that `select` uses; the second fills the bins.
 """
@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline.errors import PoolError
 from pipeline.manifest import Manifest
 from pipeline.pool import Part
+from pipeline.report.read import Subset
 from pipeline.schemas import UID
 from pipeline.score import read_scores
 from pipeline.select import RADIX_BITS, count_radix, find_columns, order_keys
@@ -69,7 +69,7 @@ Column = NumberColumn | TextColumn
 
 
 class Shortlist:
-    """The few rows with the smallest keys of those offered; equal keys by ascending uid, so the order of parts is moot."""
+    """The few rows with the smallest keys offered; equal keys by ascending uid, so parts may come in any order."""
 
     def __init__(self) -> None:
         self.rows = np.empty(0, CANDIDATE_DTYPE)
@@ -133,8 +133,10 @@ class ScoreFiles:
                 yield number, batch
 
 
-def survey_scores(url: str, manifest: Manifest, subsets: Sequence[Any], uids: Mapping[str, np.ndarray]) -> Distributions:
-    """Return the distributions of all score columns, split by the subsets (read.Subset) that use them.
+def survey_scores(
+    url: str, manifest: Manifest, subsets: Sequence[Subset], uids: Mapping[str, np.ndarray]
+) -> Distributions:
+    """Return the distributions of all score columns, split by the subsets that use them.
 
     `uids` has the sorted uids of each subset whose file is there; the others are not split.
     """
@@ -163,7 +165,7 @@ def _open_column(name: str, kind: str) -> Column:
     return NumberColumn(name, is_whole=kind.startswith(("int", "uint")))
 
 
-def _rank_subset(subset: Any) -> Ranked:
+def _rank_subset(subset: Subset) -> Ranked:
     """Return a subset with its last top step that kept something."""
     thresholds = subset.manifest.facts.get("thresholds", {})
     for step in reversed(subset.steps):
@@ -172,14 +174,14 @@ def _rank_subset(subset: Any) -> Ranked:
     return Ranked(subset.name, None, None)
 
 
-def list_thresholds(subset: Any, column: str) -> list[float]:
+def list_thresholds(subset: Subset, column: str) -> list[float]:
     """Return the thresholds of a subset's top steps on a column, in order."""
     thresholds = subset.manifest.facts.get("thresholds", {})
     found = [thresholds.get(step.name) for step in subset.steps if step.top and step.top.by == column]
     return [float(value) for value in found if value is not None]
 
 
-def _list_thresholds(subsets: Sequence[Any]) -> dict[str, list[float]]:
+def _list_thresholds(subsets: Sequence[Subset]) -> dict[str, list[float]]:
     names = {step.top.by for subset in subsets for step in subset.steps if step.top}
     return {name: [value for subset in subsets for value in list_thresholds(subset, name)] for name in names}
 

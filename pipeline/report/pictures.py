@@ -199,5 +199,3 @@ def _cut(caption: str | None) -> str | None:
         return None
     words = " ".join(caption.split())
     return words if len(words) <= CAPTION_CHARS else words[: CAPTION_CHARS - 1].rstrip() + "…"
-
-

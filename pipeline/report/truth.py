@@ -111,7 +111,7 @@ def find_kinds(truth: Truth, uids: np.ndarray) -> dict[str, str]:
 
 
 def measure_overlap(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Return the Jaccard index of two sorted subsets, |A and B| / |A or B| over distinct rows; None if both are empty."""
+    """Return the Jaccard index |A and B| / |A or B| of the distinct rows of two subsets; None if both are empty."""
     first, second = np.unique(first), np.unique(second)
     num_shared = int((count_in_subset(first, second) > 0).sum())
     num_either = len(first) + len(second) - num_shared

@@ -16,6 +16,7 @@ from pipeline.select import (
     clean_batch,
     count_radix,
     find_columns,
+    find_threshold,
     order_keys,
     select_rows,
 )

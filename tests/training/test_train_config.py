@@ -30,10 +30,10 @@ def test_bad_values_are_named(values, message):
 
 def test_a_recipe_block_is_read_and_a_misspelt_field_named():
     config = read_config(TrainConfig, {"model": "winnow-vit-tiny", "samples": "1280"}, where="train")
-    assert config.num_steps == 10
+    assert config.num_steps == 20
     with pytest.raises(ConfigError, match="did you mean 'samples'"):
         read_config(TrainConfig, {"model": "winnow-vit-tiny", "sample": 1280}, where="train")
-    with pytest.raises(ConfigError, match="take 1280 or 1408"):
+    with pytest.raises(ConfigError, match="take 1280 or 1344"):
         read_config(TrainConfig, {"model": "winnow-vit-tiny", "samples": 1300}, where="train")
 
 

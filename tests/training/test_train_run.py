@@ -18,7 +18,13 @@ from training.run import train
 
 
 def make_config(**values):
-    settings = {"model": "winnow-vit-tiny", "samples": 32 * 12, "batch_size": 32, "warmup_steps": 4}
+    settings = {
+        "model": "winnow-vit-tiny",
+        "samples": 32 * 12,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "warmup_steps": 4,
+    }
     return TrainConfig(**settings | {"log_every_steps": 1} | values)
 
 
@@ -116,7 +122,7 @@ def test_a_start_that_cannot_be_used_says_so(finished, squares, tmp_path):
     out, _ = finished
     for model, message in [
         (f"winnow-vitamin-tiny@{out}/checkpoint.pt", "not a winnow-vitamin-tiny"),
-        (f"winnow-vit-small@{out}/checkpoint.pt", "could not be opened"),
+        (f"winnow-vit-small@{out}/checkpoint.pt", "not a winnow-vit-small"),
         ("hf-hub:someone/model", "from the hub only"),
     ]:
         with pytest.raises(ModelError, match=message):

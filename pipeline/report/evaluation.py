@@ -1,0 +1,172 @@
+"""The section about zero-shot results: tasks x models, group means, the labelled average, and what is missing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.report.blocks import Absent, Block, Cell, Figure, Fold, Panel, Section, Table
+from pipeline.report.charts import choose_colours, draw_scores
+from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent
+from pipeline.report.read import EVALS, NO_FILTER, RunFolder
+
+DAGGER = "†"
+Facts = Mapping[str, Any]
+Models = Mapping[str, Facts]
+"""Facts of an evaluation's manifest, by label of the model."""
+
+
+def build_evaluation(run: RunFolder) -> Section:
+    """Return the results of every model on every task it was evaluated on."""
+    models = {label: manifest.facts for label, manifest in run.evals.items()}
+    if not models:
+        return Section("Evaluation", [Absent("The run folder holds no evaluation.")])
+    tasks = {key: task for facts in models.values() for key, task in facts["tasks"].items()}
+    done = [key for key in tasks if any(_find_value(facts, key) is not None for facts in models.values())]
+    blocks: list[Block] = []
+    if done:
+        colours = choose_colours(run.labels, reference=NO_FILTER)
+        blocks.append(_draw_tasks(models, tasks, done, colours))
+    blocks.append(_list_tasks(models, tasks))
+    blocks += _list_missing(models)
+    return Section("Evaluation", blocks)
+
+
+def _find_value(facts: Facts, key: str) -> float | None:
+    value: float | None = facts["tasks"].get(key, {}).get("value")
+    return value
+
+
+def _draw_tasks(models: Models, tasks: Facts, keys: Sequence[str], colours: Mapping[str, str]) -> Figure:
+    rows = [
+        (tasks[key]["name"], {name: _find_value(f, key) for name, f in models.items()}, tasks[key]["random_baseline"])
+        for key in keys
+    ]
+    return Figure(
+        caption="Main metric of each task by model, in per cent. The vertical mark is what guessing scores.",
+        source=f"{EVALS}/*/manifest.json",
+        panels=[Panel("", draw_scores(rows, colours))],
+        legend=[(colours[name], name) for name in models],
+    )
+
+
+def _list_tasks(models: Models, tasks: Facts) -> Table:
+    rows = [_describe_task(models, key, task) for key, task in tasks.items()]
+    starts = [len(rows)]
+    groups = dict.fromkeys(group for facts in models.values() for group in facts["groups"])
+    rows += [row for group in groups if (row := _describe_group(models, group))]
+    starts.append(len(rows))
+    rows += _describe_averages(models)
+    return Table(
+        caption="Zero-shot results in per cent"
+        + (", the best of each line in bold" if len(models) > 1 else "")
+        + ". Below the tasks: means of DataComp's groups and the average of its counted tasks, as far as they were "
+        "evaluated.",
+        source=f"{EVALS}/*/manifest.json",
+        columns=("Task", "Metric", "Images", "Random", *models),
+        rows=rows,
+        left=(0, 1),
+        starts=starts,
+        notes=_explain(models),
+    )
+
+
+def _describe_task(models: Models, key: str, task: Facts) -> list[str | Cell]:
+    found = {name: facts["tasks"].get(key, {}) for name, facts in models.items()}
+    values = {name: of.get("value") for name, of in found.items()}
+    marks = {name: DAGGER if of.get("incomplete") else "" for name, of in found.items()}
+    images = next((of["images"] for of in found.values() if of.get("images") is not None), None)
+    counted = "" if task["counted"] else " (not counted)"
+    return [
+        Cell(text=task["name"], note=counted),
+        Cell(text=task["metric"] or NOTHING, code=True),
+        format_count(images),
+        format_percent(task["random_baseline"], unit=False),
+        *_mark_best(values, marks),
+    ]
+
+
+def _mark_best(values: Mapping[str, float | None], notes: Mapping[str, str]) -> list[Cell]:
+    known = [value for value in values.values() if value is not None]
+    best = max(known) if len(known) > 1 else None
+    return [
+        Cell(text=format_percent(v, unit=False), strong=v is not None and v == best, note=notes.get(name, ""))
+        for name, v in values.items()
+    ]
+
+
+def _describe_group(models: Models, group: str) -> list[str | Cell] | None:
+    """Return a line with the group's mean per model, or None when no model has one."""
+    found = {name: facts["groups"].get(group, {}) for name, facts in models.items()}
+    values = {name: of.get("value") for name, of in found.items()}
+    if all(value is None for value in values.values()):
+        return None
+    sizes = {name: (of.get("num_tasks"), of.get("of")) for name, of in found.items()}
+    title = next(str(of["name"]) for of in found.values() if of)
+    if len(set(sizes.values())) == 1:
+        done, of = next(iter(sizes.values()))
+        return [f"{title} (mean of {done} of {of} tasks)", "", "", "", *_mark_best(values, {})]
+    notes = {name: f"({done} of {of})" for name, (done, of) in sizes.items()}
+    return [f"{title} (mean)", "", "", "", *_mark_best(values, notes)]
+
+
+def _describe_averages(models: Models) -> list[list[str | Cell]]:
+    """Return the average as the facts label it; models evaluated on different tasks get a comparable line besides."""
+    averages = {name: facts["average"] for name, facts in models.items()}
+    values = {name: average["value"] for name, average in averages.items()}
+    labels = {average["label"] for average in averages.values()}
+    if len(labels) == 1:
+        label = labels.pop()
+        return [[Cell(text=label[:1].upper() + label[1:], strong=True), "", "", "", *_mark_best(values, {})]]
+    notes = {name: f"({average['num_tasks']})" for name, average in averages.items()}
+    cells = [Cell(text=cell.text, note=cell.note) for cell in _mark_best(values, notes)]
+    shared = find_shared(models)
+    if not shared:
+        return [["Averages over different tasks", "", "", "", *cells]]
+    means = {name: math.fsum(f["tasks"][key]["value"] for key in shared) / len(shared) for name, f in models.items()}
+    title = f"Average over the {count_nouns(len(shared), 'counted task')} that all have"
+    return [["Averages over different tasks", "", "", "", *cells], [title, "", "", "", *_mark_best(means, {})]]
+
+
+def find_shared(models: Models) -> list[str]:
+    """Return the counted tasks that every model has a value for."""
+    first = next(iter(models.values()))
+    return [
+        key
+        for key, task in first["tasks"].items()
+        if task["counted"] and all(_find_value(facts, key) is not None for facts in models.values())
+    ]
+
+
+def _explain(models: Models) -> list[str]:
+    """Return notes on incomplete and failed tasks, and on averages whose labels differ."""
+    notes: dict[str, None] = {}
+    for name, facts in models.items():
+        for task in facts["tasks"].values():
+            if task["incomplete"]:
+                expected = task.get("images_expected")
+                of = "" if expected is None else f" of {format_count(expected)}"
+                notes[
+                    f"{DAGGER} {task['name']} is incomplete for {name}: {format_count(task['images'])}{of} images."
+                ] = None
+            if task["status"] not in ("done", "ok"):
+                said = f": {task['message']}" if task.get("message") else "."
+                notes[f"{task['name']}, {name}: {task['status']}{said}"] = None
+    labels = {name: facts["average"]["label"] for name, facts in models.items()}
+    if len(set(labels.values())) > 1:
+        said = "; ".join(f"{name}: {label}" for name, label in labels.items())
+        notes[f"Averages over different tasks do not compare. {said}."] = None
+    return list(notes)
+
+
+def _list_missing(models: Models) -> list[Block]:
+    """Return folded lists of the tasks without data and of those not asked for."""
+    blocks: list[Block] = []
+    for field, what in (("missing", "without data"), ("not_asked", "not asked for")):
+        by_keys: dict[tuple[str, ...], list[str]] = {}
+        for name, facts in models.items():
+            if facts.get(field):
+                by_keys.setdefault(tuple(facts[field]), []).append(name)
+        for keys, names in by_keys.items():
+            whom = "" if len(names) == len(models) else f" for {', '.join(names)}"
+            blocks.append(Fold(f"{count_nouns(len(keys), 'task')} {what}{whom}", ", ".join(keys)))
+    return blocks

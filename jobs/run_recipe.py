@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, check_name
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.pool import list_parts, pool_identity
 from pipeline.report import write_report
-from pipeline.spark import open_session
+from pipeline.spark import lazy_session
 from pipeline.storage import join, write_bytes
 from pipeline.subset import SUBSET_SUFFIX
 from training.run import train
@@ -68,16 +68,16 @@ def curate(recipe: Recipe, *, pool: str, out: str, master: str | None, stages: S
     """Score, select and write shards on one Spark session."""
     entries = [_place_network(entry, out) for entry in recipe.score]
     scores, subsets = join(out, SCORES_FOLDER), join(out, SUBSETS_FOLDER)
-    with open_session(master, name=f"winnow {recipe.name}") as session:
+    with lazy_session(master, name=f"winnow {recipe.name}") as start:
         with timed(out, "score"):
-            run_score(session, pool, entries, scores)
+            run_score(start, pool, entries, scores)
         for name, steps in recipe.subsets.items() if "select" in stages else ():
             with timed(out, "select", name):
-                run_select(session, scores, name, steps, subsets)
+                run_select(start, scores, name, steps, subsets)
         for name in recipe.subsets if "shards" in stages else ():
             with timed(out, "shards", name):
                 subset = join(subsets, name + SUBSET_SUFFIX)
-                run_shards(session, pool, subset, recipe.shards, join(out, SHARDS_FOLDER, name))
+                run_shards(start, pool, subset, recipe.shards, join(out, SHARDS_FOLDER, name))
 
 
 def _place_network(entry: dict[str, Any], out: str) -> dict[str, Any]:

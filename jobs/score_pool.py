@@ -7,7 +7,7 @@ from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
 from jobs.recipes import load_recipe
 from jobs.stages import run_score
 from pipeline.manifest import Manifest
-from pipeline.spark import open_session
+from pipeline.spark import lazy_session
 
 EXAMPLE = """  winnow score datacomp-basic --pool pool --out scores
   winnow score my.yaml --pool 's3://bucket/pool/{00000000..00000099}.tar' --out s3://bucket/scores --master yarn
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_spark(parser)
     args = parser.parse_args(argv)
     recipe = load_recipe(*split_words(args.words))
-    with open_session(args.master, name="winnow score") as session:
-        print_counts(run_score(session, args.pool, recipe.score, args.out))
+    with lazy_session(args.master, name="winnow score") as start:
+        print_counts(run_score(start, args.pool, recipe.score, args.out))
 
 
 def print_counts(manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from jobs.recipes import load_recipe
 from jobs.score_pool import print_counts
 from jobs.stages import run_select
 from pipeline.errors import ConfigError
-from pipeline.spark import open_session
+from pipeline.spark import lazy_session
 
 EXAMPLE = """  winnow select datacomp-basic --scores scores --out subsets
   winnow select dfn-tiny --scores scores --out subsets subsets.dfn.0.top.fraction=0.3"""
@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = load_recipe(*split_words(args.words))
     if not recipe.subsets:
         raise ConfigError(f"recipe {recipe.name!r} has no subsets to select.")
-    with open_session(args.master, name="winnow select") as session:
+    with lazy_session(args.master, name="winnow select") as start:
         for name, steps in recipe.subsets.items():
-            manifest = run_select(session, args.scores, name, steps, args.out)
+            manifest = run_select(start, args.scores, name, steps, args.out)
             print(f"subset {name}: {manifest.facts['rows']:,} rows")
             print_counts(manifest)
 

@@ -1,12 +1,13 @@
 """The Spark stages as functions: score, select, shards.  Each writes its manifest last and is skipped when done.
 
-Single verbs (score_pool.py, ...) and whole recipes (run_recipe.py) call the same three.
+Single verbs (score_pool.py, ...) and whole recipes (run_recipe.py) call the same three.  `start` returns the Spark
+session (pipeline.spark.lazy_session); a stage that is done never calls it.
 """
 
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.storage import exists, join, read_bytes, sha256_of_file, sweep_tem
 from pipeline.subset import SUBSET_SUFFIX, read_subset, write_subset
 
 log = logging.getLogger("winnow")
+Start = Callable[[], Any]
 SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER = "scores", "subsets", "shards"
 
 
@@ -48,7 +50,7 @@ def timed(run: str, stage: str, name: str = "") -> Iterator[None]:
 
 
 def run_score(
-    session: Any, pool: str, entries: Sequence[Mapping[str, Any]], out: str, *, quiet: bool = False
+    start: Start, pool: str, entries: Sequence[Mapping[str, Any]], out: str, *, quiet: bool = False
 ) -> Manifest:
     """Score every part of a pool with the recipe's filters into OUT/<filter>/<part>.parquet.
 
@@ -63,7 +65,7 @@ def run_score(
         return done
     work = partial(score_part, filters=filters, out=out)
     sizes = [count_rows(part) for part in parts]
-    results = run_each(session, work, parts, what="score", sizes=sizes, unit="row", quiet=quiet)
+    results = run_each(start(), work, parts, what="score", sizes=sizes, unit="row", quiet=quiet)
     raise_if_all_broken(results)
     broken = {part.name: r["broken"] for part, r in zip(parts, results, strict=True) if r["broken"]}
     _warn_broken("score", broken)
@@ -117,7 +119,7 @@ def _warn_broken(stage: str, broken: Mapping[str, str]) -> None:
         log.warning("%s: part %s: %s", stage, part, message)
 
 
-def run_select(session: Any, scores: str, name: str, steps: Sequence[Step], out: str) -> Manifest:
+def run_select(start: Start, scores: str, name: str, steps: Sequence[Step], out: str) -> Manifest:
     """Write OUT/<name>.npy with the uids that pass the steps, and OUT/<name>.json as its manifest.
 
     No step keeps every scored row.  Raises StageError without scores, ConfigError for an unknown column.
@@ -132,7 +134,7 @@ def run_select(session: Any, scores: str, name: str, steps: Sequence[Step], out:
     owners = {c: scored.facts["columns"][c] for c in columns} or dict(scored.facts["columns"])
     schema = pa.schema([(UID, pa.string())] + [(c, _type_of(scored.facts["types"][c])) for c in columns])
     parts = [Part(part, None, None) for part in scored.facts["parts"]]
-    table = open_table(session, partial(_read_clean, scores, columns, owners), parts, schema)
+    table = open_table(start(), partial(_read_clean, scores, columns, owners), parts, schema)
     kept = select_rows(table, steps, num_rows=scored.counts[POOL].read)
     write_subset(url, kept.uids)
     facts = {"rows": len(kept.uids), "sha256": sha256_of_file(url), "thresholds": kept.thresholds}
@@ -160,7 +162,7 @@ def _read_clean(scores: str, columns: Sequence[str], owners: Mapping[str, str], 
     yield from map(clean_batch, read_scores(scores, part, columns, dict(owners)))
 
 
-def run_shards(session: Any, pool: str, subset: str, config: ShardConfig, out: str, *, quiet: bool = False) -> Manifest:
+def run_shards(start: Start, pool: str, subset: str, config: ShardConfig, out: str, *, quiet: bool = False) -> Manifest:
     """Write the subset's rows as webdataset shards into OUT.
 
     Raises PoolError when no kept row is in the pool's tars, or OUT holds tars of somebody else.
@@ -173,14 +175,14 @@ def run_shards(session: Any, pool: str, subset: str, config: ShardConfig, out: s
         drop_plan(out)
         return done
     prepare_folder(out, wanted.identity)
-    planned = run_each(session, partial(plan_part, subset_url=subset, out=out), parts, what="plan", quiet=quiet)
+    planned = run_each(start(), partial(plan_part, subset_url=subset, out=out), parts, what="plan", quiet=quiet)
     broken = {part.name: r["broken"] for part, r in zip(parts, planned, strict=True) if r["broken"]}
     _warn_broken("shards", broken)
     plans = plan_shards(parts, [r["lines"] for r in planned], config.rows_per_shard)
     if not plans:
         raise PoolError(f"none of the {len(read_subset(subset))} rows of {subset!r} has an image in pool {pool!r}.")
     work = partial(write_shard, out=out, keys=config.keys)
-    written = run_each(session, work, plans, what="shards", unit="shard", quiet=quiet)
+    written = run_each(start(), work, plans, what="shards", unit="shard", quiet=quiet)
     facts = finish_folder(out, [r["rows"] for r in written]) | {"broken": broken}
     counts = {"rows": add_counts(Counts(**r["counts"]) for r in planned)}
     facts["not_in_pool"] = len(read_subset(subset)) - counts["rows"].kept - _lost(counts["rows"])

@@ -7,7 +7,7 @@ from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
 from jobs.recipes import load_recipe
 from jobs.score_pool import print_counts
 from jobs.stages import run_shards
-from pipeline.spark import open_session
+from pipeline.spark import lazy_session
 
 EXAMPLE = """  winnow shards --pool pool --subset subsets/dfn.npy --out shards/dfn
   winnow shards --pool pool --subset datacomp_subset.npy --out shards shards.rows_per_shard=5000 shards.keys=uid"""
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_spark(parser)
     args = parser.parse_args(argv)
     recipe = load_recipe(*split_words(args.words))
-    with open_session(args.master, name="winnow shards") as session:
-        manifest = run_shards(session, args.pool, args.subset, recipe.shards, args.out)
+    with lazy_session(args.master, name="winnow shards") as start:
+        manifest = run_shards(start, args.pool, args.subset, recipe.shards, args.out)
     print_counts(manifest)
     print(f"{manifest.facts['num_shards']:,} shards, {manifest.facts['rows']:,} rows in {args.out}")
 

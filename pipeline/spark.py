@@ -4,13 +4,14 @@ Pixels never pass through the JVM: a task is handed a part's name, reads, decode
 sends back a few counts.  Library code stays pure and is given to Spark as a picklable function.
 """
 
+import functools
 import json
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +51,13 @@ def open_session(master: str | None = None, *, name: str = "winnow") -> Iterator
         yield session
     finally:
         session.stop()
+
+
+@contextmanager
+def lazy_session(master: str | None = None, *, name: str = "winnow") -> Iterator[Callable[[], Any]]:
+    """Yield a function that starts the session when it is first called, so that finished stages need no Java."""
+    with ExitStack() as stack:
+        yield functools.cache(lambda: stack.enter_context(open_session(master, name=name)))
 
 
 def _settings(local: bool) -> dict[str, str]:

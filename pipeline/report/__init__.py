@@ -23,6 +23,7 @@ from pipeline.report.charts import PALETTE
 from pipeline.report.curation import build_pictures, build_scores, build_truth_section
 from pipeline.report.distributions import Distributions, survey_scores
 from pipeline.report.evaluation import build_evaluation
+from pipeline.report.formats import format_hash
 from pipeline.report.outcome import build_provenance, build_summary, build_training
 from pipeline.report.pictures import Choice, choose_strips, load_pictures
 from pipeline.report.read import SCORES, RunFolder, read_run
@@ -56,11 +57,20 @@ def write_report(
     page = render_page(
         title=title or (f"Curation report: {name}" if name else "Curation report"),
         subtitle=str(folder.recipe.get("source") or ""),
+        facts=list_identities(folder),
         sections=sections,
     )
     url = join(run, REPORT)
     write_bytes(url, page.encode())
     return url
+
+
+def list_identities(run: RunFolder) -> str:
+    """Return the line below the title that says which pool and scores the page is about."""
+    pool = run.scores.parents.get("pool") if run.scores else None
+    named = [("pool", pool), ("scores", run.scores.identity if run.scores else None)]
+    found = [f"{what} {format_hash(identity)}" for what, identity in named if identity]
+    return " · ".join([*found, f"format version {FORMAT_VERSION}"])
 
 
 def build_sections(run: RunFolder, pool: str | None, truth: Truth | None) -> list[Section]:
@@ -96,7 +106,7 @@ def _name_kinds(truth: Truth | None, choices: Sequence[Choice]) -> Mapping[str, 
     return find_kinds(truth, parse_uids(pa.array([c.uid for c in choices], pa.string())))
 
 
-def render_page(*, title: str, subtitle: str, sections: Sequence[Section]) -> str:
+def render_page(*, title: str, subtitle: str, facts: str, sections: Sequence[Section]) -> str:
     """Return the HTML page; every text is escaped."""
     source = importlib.resources.files("pipeline.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -106,4 +116,6 @@ def render_page(*, title: str, subtitle: str, sections: Sequence[Section]) -> st
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.from_string(source).render(title=title, subtitle=subtitle, sections=sections, palette=PALETTE)
+    return environment.from_string(source).render(
+        title=title, subtitle=subtitle, facts=facts, sections=sections, palette=PALETTE
+    )

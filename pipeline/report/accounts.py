@@ -11,11 +11,15 @@ from pipeline.report.blocks import Absent, Cell, Figure, Note, Panel, Section, T
 from pipeline.report.charts import Bar, draw_bars
 from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent, format_score, format_tally
 from pipeline.report.read import SCORES, SHARDS, SUBSETS, RunFolder, Subset
+from pipeline.schemas import REASON_MISSING_IMAGE, REASON_TRUNCATED_TAR
 from pipeline.score import FAILURES_FOLDER, POOL
 from pipeline.storage import join, list_folder, open_file
 
 NUM_EXAMPLES = 3
 """Messages shown of each reason for a failure."""
+LOST_IMAGES = (REASON_MISSING_IMAGE, REASON_TRUNCATED_TAR)
+NOT_IN_POOL = "not_in_pool"
+READ_POOL, WRITE_SHARDS = "read\N{NO-BREAK SPACE}pool", "write\N{NO-BREAK SPACE}shards"
 KEPT_LEGEND = (("kept", "kept"), ("dropped", "dropped"))
 NO_SUBSETS = Absent("The run folder holds no subset: nothing was selected.")
 
@@ -47,14 +51,15 @@ def _list_steps(run: RunFolder, subset: Subset) -> list[tuple[str, str, Counts]]
     """Return (step, rule, account) from reading the pool to writing the shards."""
     steps: list[tuple[str, str, Counts]] = []
     if run.scores and POOL in run.scores.counts:
-        steps.append(("read the pool", "", run.scores.counts[POOL]))
+        steps.append((READ_POOL, "", run.scores.counts[POOL]))
     rules = {step.name: describe_step(subset, step.name) for step in subset.steps}
     steps += [(name, rules.get(name, ""), counts) for name, counts in subset.manifest.counts.items()]
     if subset.name in run.shards:
         written = run.shards[subset.name].counts["rows"]
-        lost = {reason: number for reason, number in written.failed.items()}
-        reached = written.kept + sum(lost.values())
-        steps.append(("write shards", "", Counts(read=reached, kept=written.kept, failed=lost)))
+        lost = {reason: n for reason, n in written.failed.items() if reason in LOST_IMAGES}
+        if not_in_pool := run.shards[subset.name].facts.get(NOT_IN_POOL):
+            lost[NOT_IN_POOL] = not_in_pool
+        steps.append((WRITE_SHARDS, "", Counts(read=subset.num_rows, kept=written.kept, failed=lost)))
     return steps
 
 
@@ -92,30 +97,42 @@ def _list_accounts(run: RunFolder) -> Table:
     starts = []
     for subset in run.subsets:
         starts.append(len(rows))
+        reached = None
         for place, (name, rule, counts) in enumerate(_list_steps(run, subset)):
             label = Cell(text=subset.name if place == 0 else "", strong=True)
-            rows.append([label, name, Cell(text=rule, code=True), *_format_account(counts)])
+            follows = reached is None or reached == counts.read
+            rows.append([label, name, Cell(text=rule, code=True), *_format_account(name, counts, follows)])
+            reached = counts.kept
     return Table(
-        caption="Every account. Each row that enters a step is kept, dropped by its rule or failed for a reason; rows "
-        "without the score a step needs count as no_score.",
+        caption="Every account. Each row that enters a step is kept, dropped by its rule or failed for a reason, and "
+        "what one step keeps enters the next (✓ both hold). Rows without the score that a step needs are no_score.",
         source=f"{SCORES}/manifest.json, {SUBSETS}/*.json, {SHARDS}/*/manifest.json",
-        columns=("Subset", "Step", "Rule", "In", "Kept", "Dropped", "Failed", "In = kept + dropped + failed"),
+        columns=(
+            "Subset",
+            "Step",
+            "Rule",
+            "In",
+            "=\N{NO-BREAK SPACE}Kept",
+            "+\N{NO-BREAK SPACE}Dropped",
+            "+\N{NO-BREAK SPACE}Failed",
+            "Holds",
+        ),
         rows=rows,
         left=(0, 1, 2),
         starts=starts,
     )
 
 
-def _format_account(counts: Counts) -> list[str | Cell]:
+def _format_account(name: str, counts: Counts, follows: bool) -> list[str | Cell]:
     dropped, failed = sum(counts.dropped.values()), sum(counts.failed.values())
-    holds = "✓" if counts.kept + dropped + failed == counts.read else "✗"
-    proof = f"{format_count(counts.read)} = {counts.kept:,} + {dropped:,} + {failed:,} {holds}"
+    adds_up = counts.kept + dropped + failed == counts.read
+    plain = set(counts.dropped) <= {name}
     return [
         format_count(counts.read),
         format_count(counts.kept),
-        format_tally(counts.dropped) if len(counts.dropped) > 1 else format_count(dropped),
-        format_tally(counts.failed) if failed else "0",
-        proof,
+        Cell(text=format_count(dropped), note="" if plain else f"({format_tally(counts.dropped)})"),
+        Cell(text=format_count(failed), note=f"({format_tally(counts.failed)})" if failed else ""),
+        "✓" if adds_up and follows else "✗",
     ]
 
 

@@ -27,8 +27,8 @@ PALETTE = {
 }
 """Name -> (light, dark): Okabe and Ito's colours, which most colour-blind readers tell apart; grey is the reference."""
 NUM_SERIES = 7
-WIDTH = 760
-HALF_WIDTH = 372
+WIDTH = 824
+HALF_WIDTH = 400
 Scale = Callable[[float], float]
 
 
@@ -57,7 +57,7 @@ def choose_colours(labels: Sequence[str], *, reference: str) -> dict[str, str]:
     return {label: chosen.get(label, "series-0") for label in labels}
 
 
-def draw_bars(bars: Sequence[Bar], *, total: float, width: int = WIDTH, label_width: int = 150) -> Markup:
+def draw_bars(bars: Sequence[Bar], *, total: float, width: int = WIDTH, label_width: int = 130) -> Markup:
     """Return horizontal stacked bars; `total` fills the whole length."""
     step, thick, text_width = 24, 14, 138
     span = width - label_width - text_width
@@ -83,7 +83,7 @@ def draw_histogram(
     width: int = HALF_WIDTH,
 ) -> Markup:
     """Return a histogram (bins,) over edges (bins + 1,); kept rows are the lower part of each bar."""
-    left, top, right, bottom, height = 46, 18, width - 8, 132, 156
+    left, top, right, bottom, height = 46, 20, width - 8, 136, 160
     x_of = _scale(float(edges[0]), float(edges[-1]), left, right)
     ticks = find_ticks(0, max(1, int(counts.max())), 4, whole=True)
     y_of = _scale(0, max(ticks[-1], float(counts.max())), bottom, top)
@@ -99,9 +99,9 @@ def draw_histogram(
     parts += _draw_x_axis(x_of, float(edges[0]), float(edges[-1]), bottom, num=5)
     for value, label in marks:
         x = x_of(value)
-        parts.append(_line(x, top - 4, x, bottom, "mark"))
+        parts.append(_line(x, 4, x, bottom, "mark"))
         anchor = "end" if x > (left + right) / 2 else "start"
-        parts.append(_text(x + (-4 if anchor == "end" else 4), top + 3, label, anchor, css="strong"))
+        parts.append(_text(x + (-4 if anchor == "end" else 4), 12, label, anchor, css="strong"))
     return _frame(width, height, parts)
 
 
@@ -112,7 +112,8 @@ def draw_lines(lines: Sequence[Line], *, x_label: str, y_label: str) -> Markup:
     ys = [y for line in lines for _, y in line.points]
     ticks = find_ticks(min(ys), max(ys), 6)
     x_of = _scale(0, max(xs), left, right)
-    y_of = _scale(min(ticks[0], *ys), max(ticks[-1], *ys), bottom, top)
+    margin = 0.04 * (max(ys) - min(ys))
+    y_of = _scale(min(ticks[0], min(ys) - margin), max(ticks[-1], max(ys)), bottom, top)
     parts = [_line(left, y_of(t), right, y_of(t), "grid") for t in ticks]
     parts += [_text(left - 6, y_of(t) + 3.5, _format_tick(t, ticks), "end") for t in ticks]
     for line in lines:
@@ -152,8 +153,10 @@ def draw_scores(
     """
     num_bars = sum(len(values) for _, values, _ in rows)
     is_dots = num_bars > 60
-    thick, left, right, top = 9, 190, WIDTH - 44, 22
-    x_of = _scale(0, 1, left, right)
+    thick, left, right, top = 9, 160, WIDTH - 34, 22
+    known = [v for _, values, baseline in rows for v in (*values.values(), baseline) if v is not None]
+    num_fifths = min(5, math.ceil(5.2 * max(known, default=1))) or 1
+    x_of = _scale(0, num_fifths / 5, left, right)
     parts: list[str] = []
     y = float(top)
     for label, values, baseline in rows:
@@ -171,8 +174,8 @@ def draw_scores(
         if baseline is not None:
             parts.append(_line(x_of(baseline), y + 3, x_of(baseline), y + height - 3, "mark"))
         y += height
-    axis = [_line(x_of(t / 5), top - 4, x_of(t / 5), y, "grid") for t in range(6)]
-    axis += [_text(x_of(t / 5), 10, format_percent(t / 5).replace(".0", ""), "middle") for t in range(6)]
+    axis = [_line(x_of(t / 5), top - 4, x_of(t / 5), y, "grid") for t in range(num_fifths + 1)]
+    axis += [_text(x_of(t / 5), 10, format_percent(t / 5).replace(".0", ""), "middle") for t in range(num_fifths + 1)]
     return _frame(WIDTH, round(y) + 4, axis + parts)
 
 
@@ -223,7 +226,9 @@ def _draw_x_axis(x_of: Scale, low: float, high: float, bottom: float, *, num: in
 
 def _frame(width: int, height: int, parts: Sequence[str]) -> Markup:
     inside = "".join(parts)
-    return Markup(f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img">{inside}</svg>')
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" style="min-width:{0.62 * width:.0f}px" role="img">{inside}</svg>'
+    )
 
 
 def _rect(x: float, y: float, width: float, height: float, colour: str) -> str:

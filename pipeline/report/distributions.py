@@ -240,7 +240,7 @@ def find_edges(column: NumberColumn, marks: Sequence[float] = ()) -> np.ndarray:
     if not column.radix.any():
         return np.empty(0)
     low, high = _find_quantiles(column.radix)
-    if column.maximum - column.minimum <= 2 * (high - low) or low == high:
+    if column.maximum - column.minimum <= 1.25 * (high - low) or low == high:
         low, high = column.minimum, column.maximum
     low, high = max(min([low, *marks]), column.minimum), min(max([high, *marks]), column.maximum)
     if column.is_whole:

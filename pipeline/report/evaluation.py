@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.report.blocks import Absent, Block, Cell, Figure, Fold, Panel, Section, Table
 from pipeline.report.charts import choose_colours, draw_scores
 from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent
-from pipeline.report.read import EVALS, NO_FILTER, RunFolder
+from pipeline.report.read import EVALS, NO_FILTER, RunFolder, is_network
 
 DAGGER = "†"
 Facts = Mapping[str, Any]
@@ -58,7 +58,7 @@ def _list_tasks(models: Models, tasks: Facts) -> Table:
     rows += _describe_averages(models)
     return Table(
         caption="Zero-shot results in per cent"
-        + (", the best of each line in bold" if len(models) > 1 else "")
+        + (", the best model trained on a subset in bold" if len(models) > 1 else "")
         + ". Below the tasks: means of DataComp's groups and the average of its counted tasks, as far as they were "
         "evaluated.",
         source=f"{EVALS}/*/manifest.json",
@@ -86,11 +86,16 @@ def _describe_task(models: Models, key: str, task: Facts) -> list[str | Cell]:
 
 
 def _mark_best(values: Mapping[str, float | None], notes: Mapping[str, str]) -> list[Cell]:
-    known = [value for value in values.values() if value is not None]
+    """Return the values, the best of those trained on a subset bold if there are two or more."""
+    known = [value for name, value in values.items() if value is not None and not is_network(name)]
     best = max(known) if len(known) > 1 else None
     return [
-        Cell(text=format_percent(v, unit=False), strong=v is not None and v == best, note=notes.get(name, ""))
-        for name, v in values.items()
+        Cell(
+            text=format_percent(value, unit=False),
+            strong=value is not None and value == best and not is_network(name),
+            note=notes.get(name, ""),
+        )
+        for name, value in values.items()
     ]
 
 

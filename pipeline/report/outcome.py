@@ -30,6 +30,7 @@ from pipeline.report.read import (
     SUBSETS,
     RunFolder,
     TrainedRun,
+    is_network,
 )
 from pipeline.schemas import EVENTS, METRICS
 
@@ -41,7 +42,7 @@ Facts = Mapping[str, Any]
 def build_summary(run: RunFolder) -> Section:
     """Return what the run did, and one row per subset: rows kept, average and main tasks."""
     facts = {label: manifest.facts for label, manifest in run.evals.items()}
-    names = list(dict.fromkeys([*(s.name for s in run.subsets), *run.shards, *(n for n in facts if " " not in n)]))
+    names = list(dict.fromkeys([*(s.name for s in run.subsets), *run.shards, *(n for n in facts if not is_network(n))]))
     blocks: list[Block] = [Note(_tell(run))]
     if names:
         blocks.append(_list_subsets(run, names, facts))
@@ -49,24 +50,24 @@ def build_summary(run: RunFolder) -> Section:
 
 
 def _tell(run: RunFolder) -> str:
-    num_rows = count_pool(run)
-    parts = [f"Recipe {run.recipe['name']}."] if run.recipe.get("name") else []
-    if num_rows is not None:
-        parts.append(f"The pool lists {count_nouns(num_rows, 'row')}.")
+    """Return the run in a few sentences, as far as it went."""
+    name, num_rows = run.recipe.get("name"), count_pool(run)
+    recipe = f"recipe {name}" if name else "the run"
+    parts = [
+        f"This page reports what {recipe} made" + (f" of a pool of {count_nouns(num_rows, 'row')}" if num_rows else "")
+    ]
     if run.scores:
         num_filters, num_columns = len(run.scores.counts) - 1, len(run.scores.facts["columns"])
-        parts.append(f"{count_nouns(num_filters, 'filter')} made {count_nouns(num_columns, 'score column')} over it.")
-    if run.subsets:
-        sizes = [s.num_rows for s in run.subsets]
-        parts.append(
-            f"{count_nouns(len(sizes), 'subset')} of it: {' and '.join(map(format_count, (min(sizes), max(sizes))))} "
-            "rows in the smallest and the largest."
-            if len(sizes) > 1
-            else f"One subset of it has {count_nouns(sizes[0], 'row')}."
-        )
-    if run.runs:
-        parts.append(f"{count_nouns(len(run.runs), 'model')} trained, {len(run.evals)} evaluated.")
-    return " ".join(parts)
+        parts.append(f"{count_nouns(num_filters, 'filter')} scored it in {count_nouns(num_columns, 'column')}")
+    sizes = [s.num_rows for s in run.subsets]
+    if len(sizes) > 1:
+        ends = f"{format_count(min(sizes))} to {format_count(max(sizes))}"
+        parts.append(f"{count_nouns(len(sizes), 'subset')} of {ends} rows were kept")
+    elif sizes:
+        parts.append(f"One subset of {count_nouns(sizes[0], 'row')} was kept")
+    if run.runs or run.evals:
+        parts.append(f"Models trained: {len(run.runs)}, evaluated: {len(run.evals)}")
+    return ". ".join(parts) + "."
 
 
 def _list_subsets(run: RunFolder, names: Sequence[str], facts: Mapping[str, Facts]) -> Table:
@@ -83,7 +84,7 @@ def _list_subsets(run: RunFolder, names: Sequence[str], facts: Mapping[str, Fact
         if has_average:
             values = {n: a["value"] for n, a in averages.items()}
             row.append(_compare_value(name, values))
-        row += [_compare_value(name, {n: _value(f, key) for n, f in facts.items()}) for key in tasks]
+        row += [_compare_value(name, {n: _value(f, key) for n, f in facts.items() if n in names}) for key in tasks]
         rows.append(row)
     notes = []
     if NO_FILTER in facts and len(averages) > 1:
@@ -142,11 +143,11 @@ def build_training(run: RunFolder) -> Section:
     blocks: list[Block] = []
     drawn = [r for r in run.runs if _read_losses(r)]
     if drawn:
-        lines = [Line(colours[r.label], _read_losses(r), is_dashed=_is_network(r)) for r in drawn]
+        lines = [Line(colours[r.label], _read_losses(r), is_dashed=is_network(r.label)) for r in drawn]
         blocks.append(
             Figure(
                 caption="Training loss against samples seen: faint as logged, strong as the running mean over 5 % of "
-                "the logged steps" + ("; filter networks dashed." if any(map(_is_network, drawn)) else "."),
+                "the logged steps" + ("; filter networks dashed." if any(is_network(r.label) for r in drawn) else "."),
                 source=f"{RUNS}/*/{METRICS}, {NETWORKS}/*/{METRICS}",
                 panels=[Panel("", draw_lines(lines, x_label="samples seen", y_label="contrastive loss, nats"))],
                 legend=[(colours[r.label], r.label) for r in drawn],
@@ -154,10 +155,6 @@ def build_training(run: RunFolder) -> Section:
         )
     blocks.append(_list_runs(run.runs))
     return Section("Training", blocks)
-
-
-def _is_network(run: TrainedRun) -> bool:
-    return run.folder.startswith(NETWORKS)
 
 
 def _read_losses(run: TrainedRun) -> list[tuple[float, float]]:

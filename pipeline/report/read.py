@@ -20,6 +20,7 @@ SCORES, SUBSETS, SHARDS = "scores", "subsets", "shards"
 NETWORKS, RUNS, EVALS = "networks", "runs", "eval"
 NETWORK_PREFIX = "network-"
 """Filter networks are evaluated under this and their name."""
+NETWORK_LABEL = "network "
 NO_FILTER = "none"
 """The subset that keeps the whole pool: what the others are compared with."""
 
@@ -166,7 +167,7 @@ def _read_runs(url: str, kind: str, order: Sequence[str]) -> list[TrainedRun]:
     for name in _list_folders(join(url, kind), order):
         folder = join(url, kind, name)
         manifest, metrics = read_manifest(folder), tuple(_read_lines(join(folder, METRICS)))
-        label = name if kind == RUNS else f"network {name}"
+        label = name if kind == RUNS else NETWORK_LABEL + name
         if manifest or metrics:
             runs.append(TrainedRun(label=label, folder=f"{kind}/{name}", manifest=manifest, metrics=metrics))
     return runs
@@ -179,4 +180,9 @@ def _read_evals(folder: str, order: Sequence[str]) -> dict[str, Manifest]:
 
 
 def _label_model(name: str) -> str:
-    return f"network {name.removeprefix(NETWORK_PREFIX)}" if name.startswith(NETWORK_PREFIX) else name
+    return NETWORK_LABEL + name.removeprefix(NETWORK_PREFIX) if name.startswith(NETWORK_PREFIX) else name
+
+
+def is_network(label: str) -> bool:
+    """Return whether a label names a filter network rather than a run on a subset."""
+    return label.startswith(NETWORK_LABEL)

@@ -47,9 +47,12 @@ def run_recipe(
         curate(recipe, pool=pool, out=out, master=master, stages=stages)
     if "train" in stages and recipe.train:
         train_subsets(recipe, out)
-    if "eval" in stages and eval_data:
-        return evaluate_runs(recipe, eval_data, out)
-    return {}
+    if "eval" not in stages:
+        return {}
+    if eval_data is None:
+        print("winnow: nothing is evaluated: no --eval-data", file=sys.stderr)
+        return {}
+    return evaluate_runs(recipe, eval_data, out)
 
 
 def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str) -> None:

@@ -21,12 +21,21 @@ from pipeline.contract import Filter, check_needs
 from pipeline.errors import ConfigError, PoolError, StageError, check_name
 from pipeline.manifest import Counts, Manifest, add_counts, find_done, read_manifest, write_manifest
 from pipeline.pool import Part, count_rows, list_columns, list_parts, pool_identity
-from pipeline.schemas import EVENTS, UID
+from pipeline.schemas import EVENTS, PARQUET_SUFFIX, UID
 from pipeline.score import POOL, raise_if_all_broken, read_scores, score_part
 from pipeline.select import Step, Top, clean_batch, count_radix, find_columns, find_threshold, order_keys, select_rows
 from pipeline.shards import ShardConfig, drop_plan, finish_folder, plan_part, plan_shards, prepare_folder, write_shard
 from pipeline.spark import open_table, run_each
-from pipeline.storage import exists, join, read_bytes, sha256_of_file, sweep_temporaries, write_bytes
+from pipeline.storage import (
+    exists,
+    join,
+    list_folder,
+    name_of,
+    read_bytes,
+    sha256_of_file,
+    sweep_temporaries,
+    write_bytes,
+)
 from pipeline.subset import SUBSET_SUFFIX, read_subset, write_subset
 
 log = logging.getLogger("winnow")
@@ -61,7 +70,8 @@ def run_score(
     _check_first_part(parts, filters)
     config = {"filters": {f.name: {"version": f.version, **as_mapping(f.settings)} for f in filters}}
     wanted = Manifest(stage="score", config=config, parents={"pool": pool_identity(parts)})
-    if done := find_done(out, wanted):
+    done = find_done(out, wanted)
+    if done and _has_every_file(out, done):
         return done
     work = partial(score_part, filters=filters, out=out)
     sizes = [count_rows(part) for part in parts]
@@ -84,6 +94,13 @@ def run_score(
         sweep_temporaries(join(out, name))
     write_manifest(out, manifest)
     return manifest
+
+
+def _has_every_file(out: str, done: Manifest) -> bool:
+    """Return whether the score files that a manifest speaks of are still there."""
+    present = {name: {name_of(url) for url in list_folder(join(out, name))} for name in done.config["filters"]}
+    expected = {part + PARQUET_SUFFIX for part in done.facts["parts"]}
+    return all(expected <= found for found in present.values())
 
 
 def _own_columns(filters: Sequence[Filter]) -> dict[str, str]:

@@ -70,6 +70,7 @@ def _settings(local: bool) -> dict[str, str]:
     }
     if local:
         settings |= {
+            "spark.driver.memory": "2g",
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",

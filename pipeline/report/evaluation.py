@@ -143,24 +143,42 @@ def find_shared(models: Models) -> list[str]:
 
 
 def _explain(models: Models) -> list[str]:
-    """Return notes on incomplete and failed tasks, and on averages whose labels differ."""
-    notes: dict[str, None] = {}
-    for name, facts in models.items():
-        for task in facts["tasks"].values():
-            if task["incomplete"]:
-                expected = task.get("images_expected")
-                of = "" if expected is None else f" of {format_count(expected)}"
-                notes[
-                    f"{DAGGER} {task['name']} is incomplete for {name}: {format_count(task['images'])}{of} images."
-                ] = None
-            if task["status"] not in ("done", "ok"):
-                said = f": {task['message']}" if task.get("message") else "."
-                notes[f"{task['name']}, {name}: {task['status']}{said}"] = None
+    """Return notes on incomplete tasks, tasks without a result, and averages whose labels differ."""
+    notes = [
+        f"{DAGGER} {task['name']} is incomplete for {name}: {_count_images(task)}."
+        for name, facts in models.items()
+        for task in facts["tasks"].values()
+        if task["incomplete"]
+    ]
+    notes += _explain_states(models)
     labels = {name: facts["average"]["label"] for name, facts in models.items()}
     if len(set(labels.values())) > 1:
         said = "; ".join(f"{name}: {label}" for name, label in labels.items())
-        notes[f"Averages over different tasks do not compare. {said}."] = None
-    return list(notes)
+        notes.append(f"Averages over different tasks do not compare. {said}.")
+    return notes
+
+
+def _count_images(task: Facts) -> str:
+    expected = task.get("images_expected")
+    of = "" if expected is None else f" of {format_count(expected)}"
+    return f"{format_count(task['images'])}{of} images"
+
+
+def _explain_states(models: Models) -> list[str]:
+    """Return one note per reason why tasks have no result, with the tasks and, unless it is all, the models."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for name, facts in models.items():
+        for task in facts["tasks"].values():
+            if task["status"] != "done":
+                reason = (task["status"], task.get("message") or "")
+                found.setdefault(reason, {}).setdefault(task["name"], []).append(name)
+    notes = []
+    for (status, message), tasks in found.items():
+        named = [
+            task + ("" if len(names) == len(models) else f" ({', '.join(names)})") for task, names in tasks.items()
+        ]
+        notes.append(f"{status[:1].upper()}{status[1:]}: {', '.join(named)}. {message}".rstrip())
+    return notes
 
 
 def _list_missing(models: Models) -> list[Block]:

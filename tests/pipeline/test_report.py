@@ -210,7 +210,7 @@ def run(tmp_path: Path, pool: str) -> Path:
 class Page(HTMLParser):
     """Collects the text, the tags and what would be loaded; checks that tags close in order."""
 
-    EMPTY = frozenset({"meta", "img", "br", "rect", "line", "circle", "polyline"})
+    EMPTY = frozenset({"meta", "img", "br", "rect", "line", "circle", "polyline", "wbr"})
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ One `@config` class per stage; each field carries a docstring with its unit.  A 
 command line flag names a place, and a dotted override `train.samples=1000` changes one choice for one run.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
@@ -91,7 +92,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
 
     A whole number in the path is a position in a list.  Raises ConfigError for an assignment that has no place.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    result = copy.deepcopy(values)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:

@@ -1,6 +1,6 @@
 """Sections about where every row went: the funnel and its accounts, and what failed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,9 +34,14 @@ def build_funnel(run: RunFolder) -> Section:
         "is what it dropped.",
         source=f"{SCORES}/manifest.json, {SUBSETS}/*.json, {SHARDS}/*/manifest.json",
         panels=panels,
-        legend=(*KEPT_LEGEND, ("failed", "failed")),
+        legend=explain_colours(panels, [*KEPT_LEGEND, ("failed", "failed")]),
     )
     return Section("Funnel", [figure, _list_accounts(run)])
+
+
+def explain_colours(panels: Sequence[Panel], known: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return those of the known (colour, label) pairs that the drawings have, for a legend."""
+    return [(colour, label) for colour, label in known if any(f"var(--{colour})" in p.drawing for p in panels)]
 
 
 def count_pool(run: RunFolder) -> int | None:

@@ -5,17 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.report.accounts import KEPT_LEGEND, NO_SUBSETS, format_part
+from pipeline.report.accounts import KEPT_LEGEND, NO_SUBSETS, explain_colours, format_part
 from pipeline.report.blocks import Absent, Block, Cell, Figure, Gallery, Note, Panel, Section, Table
 from pipeline.report.charts import HALF_WIDTH, Bar, draw_bars, draw_histogram
 from pipeline.report.distributions import Distributions, NumberColumn, TextColumn, list_thresholds
 from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent, format_score
 from pipeline.report.pictures import Choice, Found, build_gallery
 from pipeline.report.read import SCORES, SUBSETS, RunFolder, Subset
-from pipeline.report.truth import Truth, compare_subset, measure_overlap
+from pipeline.report.truth import Agreement, Truth, compare_subset, measure_overlap
 
 TOP_VALUES = 9
 """Values of a string column that get a bar of their own."""
+COLOURS = (*KEPT_LEGEND, ("series-0", "not used by a subset"))
 NO_SCORES = Absent("The run folder holds no finished scores.")
 
 
@@ -46,7 +47,7 @@ def _show_histograms(panels: Sequence[Panel]) -> Figure:
         source=f"{SCORES}/*/*.parquet, {SUBSETS}/*.npy, {SUBSETS}/*.json",
         panels=panels,
         num_columns=2,
-        legend=(*KEPT_LEGEND, ("series-0", "not used by a subset")),
+        legend=explain_colours(panels, COLOURS),
     )
 
 
@@ -55,7 +56,7 @@ def _show_values(panels: Sequence[Panel]) -> Figure:
         caption="Most frequent values of each column of strings, with their rows and share of the scored rows.",
         source=f"{SCORES}/*/*.parquet, {SUBSETS}/*.npy",
         panels=panels,
-        legend=(*KEPT_LEGEND, ("series-0", "not used by a subset")),
+        legend=explain_colours(panels, COLOURS),
     )
 
 
@@ -65,7 +66,7 @@ def _list_columns(run: RunFolder, found: Distributions) -> Table:
     for name, owner in run.scores.facts["columns"].items():
         kind = run.scores.facts["types"][name]
         column = found.columns.get(name)
-        rows.append([Cell(text=name, code=True), owner, Cell(text=_shorten_type(kind), code=True), *_describe(column)])
+        rows.append([Cell(text=name, code=True), owner, _shorten_type(kind), *_describe(column)])
     return Table(
         caption=f"Score columns over {count_nouns(len(run.scores.facts['parts']), 'part')}. Null counts rows without a "
         "score, NaN included; a null passes no rule.",
@@ -169,25 +170,24 @@ def build_truth_section(run: RunFolder, uids: Mapping[str, np.ndarray], truth: T
     if truth is None:
         blocks.append(Absent("No truth file was given, so precision and recall are not known."))
     else:
-        blocks += [_compare(truth, uids)] if truth.right_kinds else [Note("No kind was named as right.")]
-        blocks.append(_list_kinds(truth, uids))
+        found = {name: compare_subset(truth, subset) for name, subset in uids.items()}
+        blocks.append(_compare(truth, found) if truth.right_kinds else Note("No kind was named as right."))
+        blocks.append(_list_kinds(truth, found))
     if len(uids) > 1:
         blocks.append(_list_overlaps(uids))
     return Section("Truth and overlap", blocks)
 
 
-def _compare(truth: Truth, uids: Mapping[str, np.ndarray]) -> Table:
+def _compare(truth: Truth, found: Mapping[str, Agreement]) -> Table:
     num_right, num_rows = int(truth.is_right.sum()), len(truth.uids)
-    base = num_right / num_rows if num_rows else None
-    rows: list[list[str | Cell]] = [["(whole truth file)", format_count(num_rows), format_percent(base), "", "", "0"]]
-    for name, subset in uids.items():
-        found = compare_subset(truth, subset)
-        p, r = found.precision, found.recall
+    rows: list[list[str | Cell]] = []
+    for name, one in found.items():
+        p, r = one.precision, one.recall
         f1 = 2 * p * r / (p + r) if p and r else None
         bars = [Cell(text=format_percent(value), fraction=value) for value in (p, r)]
-        rows.append([name, format_count(found.num_kept), *bars, format_percent(f1), format_count(found.num_unknown)])
-    rows[0][3] = format_percent(1.0 if num_right else None)
-    rows[0][4] = NOTHING
+        rows.append([name, format_count(one.num_kept), *bars, format_percent(f1), format_count(one.num_unknown)])
+    base = format_percent(num_right / num_rows if num_rows else None)
+    rows.append(["(all rows of the truth file)", format_count(num_rows), base, *[NOTHING] * 3])
     kinds = ", ".join(kind.replace("_", " ") for kind in truth.right_kinds)
     return Table(
         caption=f"Precision (share of right rows among those kept) and recall (share of the {format_count(num_right)} "
@@ -198,18 +198,20 @@ def _compare(truth: Truth, uids: Mapping[str, np.ndarray]) -> Table:
     )
 
 
-def _list_kinds(truth: Truth, uids: Mapping[str, np.ndarray]) -> Table:
-    found = {name: compare_subset(truth, subset).kept_fractions for name, subset in uids.items()}
+def _list_kinds(truth: Truth, found: Mapping[str, Agreement]) -> Table:
     totals = np.bincount(truth.codes, minlength=len(truth.kinds)).tolist()
     rows: list[list[str | Cell]] = []
     for kind, total in zip(truth.kinds, totals, strict=True):
-        shares = [Cell(text=format_percent(of[kind]), fraction=of[kind]) for of in found.values()]
+        shares = [
+            Cell(text=format_percent(share), fraction=share)
+            for share in (one.kept_fractions[kind] for one in found.values())
+        ]
         mark = "right" if kind in truth.right_kinds else "wrong" if truth.right_kinds else NOTHING
         rows.append([kind.replace("_", " "), mark, format_count(total), *shares])
     return Table(
         caption="Share of the rows of each kind that a subset keeps.",
         source=f"truth file, {SUBSETS}/*.npy",
-        columns=("Kind", "Counts as", "Rows", *uids),
+        columns=("Kind", "Counts as", "Rows", *found),
         rows=rows,
         left=(0, 1),
     )

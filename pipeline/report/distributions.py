@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import PoolError
+from pipeline.errors import ConfigError, PoolError
 from pipeline.manifest import Manifest
 from pipeline.pool import Part
 from pipeline.report.read import Subset
@@ -145,9 +145,9 @@ def survey_scores(
     present = [subset for subset in subsets if subset.name in uids]
     users: dict[str, list[str]] = {name: [] for name in columns}
     for subset in present:
-        for name in find_columns(subset.steps, columns):
+        for name in _find_used(subset, columns):
             users[name].append(subset.name)
-    ranked = {subset.name: _rank_subset(subset) for subset in present if subset.steps}
+    ranked = {subset.name: _rank_subset(subset, columns) for subset in present if subset.steps}
     for _, batch in files.read():
         for column in columns.values():
             _measure(column, batch.column(column.name))
@@ -165,11 +165,19 @@ def _open_column(name: str, kind: str) -> Column:
     return NumberColumn(name, is_whole=kind.startswith(("int", "uint")))
 
 
-def _rank_subset(subset: Subset) -> Ranked:
+def _find_used(subset: Subset, columns: Mapping[str, Column]) -> list[str]:
+    """Return the columns that a subset's steps read; none when it was made from other scores than these."""
+    try:
+        return find_columns(subset.steps, columns)
+    except ConfigError:
+        return []
+
+
+def _rank_subset(subset: Subset, columns: Mapping[str, Column]) -> Ranked:
     """Return a subset with its last top step that kept something."""
     thresholds = subset.manifest.facts.get("thresholds", {})
     for step in reversed(subset.steps):
-        if step.top and thresholds.get(step.name) is not None:
+        if step.top and step.top.by in columns and thresholds.get(step.name) is not None:
             return Ranked(subset.name, step.top.by, float(thresholds[step.name]))
     return Ranked(subset.name, None, None)
 

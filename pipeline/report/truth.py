@@ -88,7 +88,7 @@ def build_truth(uids: np.ndarray, kinds: Sequence[str | None], right_kinds: Sequ
 def compare_subset(truth: Truth, subset: np.ndarray) -> Agreement:
     """Return how well a sorted subset agrees with the truth; a row that repeats in the subset counts once."""
     is_kept = count_in_subset(truth.uids, subset) > 0
-    distinct = np.unique(subset)
+    distinct = drop_repeats(subset)
     unknown = count_in_subset(distinct, sort_uids(truth.uids)) == 0
     hits, num_kept, num_right = int((is_kept & truth.is_right).sum()), int(is_kept.sum()), int(truth.is_right.sum())
     totals = np.bincount(truth.codes, minlength=len(truth.kinds))
@@ -110,9 +110,16 @@ def find_kinds(truth: Truth, uids: np.ndarray) -> dict[str, str]:
     return {uid: truth.kinds[code] for uid, code in reversed(list(pairs))}
 
 
+def drop_repeats(subset: np.ndarray) -> np.ndarray:
+    """Return the sorted subset with each uid once (np.unique would compare structured rows one by one)."""
+    is_new = np.ones(len(subset), bool)
+    is_new[1:] = (subset["f0"][1:] != subset["f0"][:-1]) | (subset["f1"][1:] != subset["f1"][:-1])
+    return subset[is_new]
+
+
 def measure_overlap(first: np.ndarray, second: np.ndarray) -> float | None:
     """Return the Jaccard index |A and B| / |A or B| of the distinct rows of two subsets; None if both are empty."""
-    first, second = np.unique(first), np.unique(second)
+    first, second = drop_repeats(first), drop_repeats(second)
     num_shared = int((count_in_subset(first, second) > 0).sum())
     num_either = len(first) + len(second) - num_shared
     return num_shared / num_either if num_either else None

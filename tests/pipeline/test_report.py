@@ -389,3 +389,9 @@ def test_formats() -> None:
     assert [format_score(x) for x in (31519.0, -0.254488, 1.0)] == ["31,519", "−0.2545", "1"]
     assert format_duration(61.04).endswith("s") and format_duration(3725).startswith("1")
     assert format_uids(uids_of(5)).to_pylist() == [uid_of(5)]
+
+
+def test_subset_of_other_scores(run: Path, pool: str) -> None:
+    url = run / "subsets" / "bright.json"
+    url.write_text(url.read_text().replace("brightness", "darkness").replace("caption_language", "caption_colour"))
+    assert "brightness · bright" not in read_page(write_report(str(run), pool=pool)).text

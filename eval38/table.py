@@ -46,16 +46,25 @@ def format_comparison(models: Mapping[str, Facts]) -> str:
     for key, name in tasks.items():
         found = [facts["tasks"].get(key, {}) for facts in models.values()]
         rows.append([name, *(format_share(t.get("value")) + (" *" if t.get("incomplete") else "") for t in found)])
+    return "\n".join(align(rows + _compare_means(models), left=(0,))) + "\n"
+
+
+def _compare_means(models: Mapping[str, Facts]) -> list[list[str]]:
+    """Return the rows of group means and averages; a mean that no model has a task for is left out."""
+    rows = []
     groups = dict.fromkeys(group for facts in models.values() for group in facts["groups"])
     for group in groups:
         means = [facts["groups"][group] for facts in models.values()]
-        rows.append([means[0]["name"], *(f"{format_share(m['value'])} ({m['num_tasks']}/{m['of']})" for m in means)])
+        if any(m["num_tasks"] for m in means):
+            cells = [f"{format_share(m['value'])} ({m['num_tasks']}/{m['of']})" for m in means]
+            rows.append([means[0]["name"], *cells])
     averages = [facts["average"] for facts in models.values()]
-    rows.append(["average", *(f"{format_share(a['value'])} ({a['num_tasks']}/{NUM_COUNTED})" for a in averages)])
-    shared = find_shared(models)
-    values = [mean([facts["tasks"][key]["value"] for key in shared]) for facts in models.values()]
-    rows.append([f"average over the counted tasks that all have ({len(shared)})", *map(format_share, values)])
-    return "\n".join(align(rows, left=(0,))) + "\n"
+    if any(a["num_tasks"] for a in averages):
+        rows.append(["average", *(f"{format_share(a['value'])} ({a['num_tasks']}/{NUM_COUNTED})" for a in averages)])
+    if shared := find_shared(models):
+        values = [mean([facts["tasks"][key]["value"] for key in shared]) for facts in models.values()]
+        rows.append([f"average over the counted tasks that all have ({len(shared)})", *map(format_share, values)])
+    return rows
 
 
 def find_shared(models: Mapping[str, Facts]) -> list[str]:

@@ -23,6 +23,7 @@ from pipeline.java import find_java
 
 Item = TypeVar("Item")
 POLL_S = 0.2
+PARTITIONS_PER_CORE = 4
 LOCAL_DEFAULT = "local[*]"
 
 
@@ -203,7 +204,10 @@ def _explain(error: Exception, what: str) -> WinnowError:
 def open_table(
     session: Any, read: Callable[[Item], Iterator[pa.RecordBatch]], items: Sequence[Item], schema: pa.Schema
 ) -> Any:
-    """Return a DataFrame of the batches that `read` yields for each item, one partition each; nothing is read yet."""
+    """Return a DataFrame of the batches that `read` yields for each item; nothing is read yet.
+
+    Small items share a partition: a Spark task costs about as much as reading the scores of a few thousand rows.
+    """
     from pyspark.sql.pandas.types import from_arrow_schema
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -211,5 +215,6 @@ def open_table(
             for number in batch.column(0).to_pylist():
                 yield from (b.cast(schema) for b in read(items[number]))
 
-    frame = session.range(0, len(items), 1, numPartitions=max(1, len(items)))
+    most = PARTITIONS_PER_CORE * session.sparkContext.defaultParallelism
+    frame = session.range(0, len(items), 1, numPartitions=max(1, min(len(items), most)))
     return frame.mapInArrow(task, from_arrow_schema(schema))

@@ -6,7 +6,6 @@ Threads only decode, resize and crop (uint8); the model's own scaling to floats 
 device, with the operations and so the bits of the model's transform.
 """
 
-import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms import Compose, Normalize, ToTensor
@@ -27,10 +26,9 @@ from eval38.config import Precision
 from eval38.rows import LabelledImage, LostImage
 from pipeline.clip_model import OpenedClip
 from pipeline.errors import ModelError
+from pipeline.images import UnreadableImage, decode_image
 from pipeline.schemas import REASON_UNREADABLE_IMAGE
 
-MAX_PIXELS = 80_000_000
-"""A larger image is not decoded; below the size at which Pillow warns."""
 PIECE_IMAGES = 32
 """Images one thread decodes at a time."""
 NUM_BATCHES_AHEAD = 3
@@ -133,7 +131,7 @@ def decode_rows(rows: Sequence[LabelledImage | LostImage], geometry: Geometry) -
     for row in rows:
         if isinstance(row, LostImage):
             lost.append(row)
-        elif isinstance(decoded := decode_image(row, geometry), LostImage):
+        elif isinstance(decoded := decode_row(row, geometry), LostImage):
             lost.append(decoded)
         else:
             images.append(decoded)
@@ -142,17 +140,16 @@ def decode_rows(rows: Sequence[LabelledImage | LostImage], geometry: Geometry) -
     return ImageBatch(image_NHW3, torch.tensor(labels, dtype=torch.int64), tuple(lost))
 
 
-def decode_image(row: LabelledImage, geometry: Geometry) -> "np.ndarray[Any, np.dtype[np.uint8]] | LostImage":
-    """Return uint8 pixels (H, W, 3), turned to RGB before they are resized, or why there are none."""
+def decode_row(row: LabelledImage, geometry: Geometry) -> "np.ndarray[Any, np.dtype[np.uint8]] | LostImage":
+    """Return uint8 pixels (H, W, 3), turned to RGB before they are resized, or why there are none.
+
+    CLIP_benchmark's webdatasets decode to RGB first, too; open_clip's own transform resizes first.
+    """
     try:
-        with Image.open(io.BytesIO(row.content)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                message = f"{image.width} x {image.height} px is more than the {MAX_PIXELS:,} px that are decoded"
-                return LostImage(row.name, REASON_UNREADABLE_IMAGE, message)
-            return np.array(geometry(image.convert("RGB")))
-    except UnidentifiedImageError:  # its own message holds a memory address
-        return LostImage(row.name, REASON_UNREADABLE_IMAGE, "not an image in a format Pillow reads")
-    except Exception as error:  # Pillow raises many kinds for damaged bytes
+        return np.array(geometry(decode_image(row.content)))
+    except UnreadableImage as error:
+        return LostImage(row.name, REASON_UNREADABLE_IMAGE, str(error))
+    except Exception as error:  # a shape that cannot be resized, such as 1 x 60000
         return LostImage(row.name, REASON_UNREADABLE_IMAGE, f"{type(error).__name__}: {error}")
 
 

@@ -30,7 +30,7 @@ from eval38.tasks import TASKS, Task, find_task, folder_of, own_task
 from pipeline.clip_model import open_model
 from pipeline.config import as_mapping
 from pipeline.errors import EvalError
-from pipeline.manifest import Manifest, hash_json, write_manifest
+from pipeline.manifest import Manifest, hash_json, read_manifest, write_manifest
 from pipeline.storage import join, sweep_temporaries
 
 log = logging.getLogger("winnow")
@@ -82,7 +82,8 @@ def evaluate(
     if todo:
         encoder = Encoder(opened or open_model(model, device=device), device=device, precision=config.precision)
         _evaluate_sets(todo, encoder, config, wanted=wanted, rows=rows, broken=broken, out=out, quiet=quiet)
-    write_results(out, rows.values())
+    if rows != read_results(out):
+        write_results(out, rows.values())
     done = {task.key: rows[task.key] for task in plan.asked if task.key in rows}
     _check_any_done(plan, done, broken)
     manifest = Manifest(
@@ -96,7 +97,8 @@ def evaluate(
         counts={key: count_images(row) for key, row in done.items()},
         facts=summarize(plan.asked, done, broken, without_data=plan.without_data),
     )
-    write_manifest(out, manifest)
+    if read_manifest(out) != manifest:
+        write_manifest(out, manifest)
     return manifest
 
 

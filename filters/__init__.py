@@ -12,7 +12,8 @@ from typing import Any
 from filters import caption_language, caption_length, clip_score, image_size
 from pipeline.config import read_config
 from pipeline.contract import Filter
-from pipeline.errors import ConfigError, check_name
+from pipeline.errors import ConfigError, check_file_name, check_name
+from pipeline.score import FAILURES_FOLDER, POOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class FilterKind:
     source: str
 
 
+TAKEN_NAMES = (FAILURES_FOLDER, POOL)
 DATACOMP = "https://arxiv.org/abs/2304.14108"
 DFN = "https://arxiv.org/abs/2309.17425"
 
@@ -49,5 +51,8 @@ def build_filter(entry: Mapping[str, Any]) -> Filter:
         raise ConfigError(f"score entry {dict(entry)!r} does not say which filter it is, as in `filter: clip_score`.")
     check_name(kind, [row.kind for row in TABLE], kind="filter")
     name = str(options.pop("name", kind))
+    check_file_name(name, kind="filter")
+    if name in TAKEN_NAMES:
+        raise ConfigError(f"filter {name!r}: winnow's own files and accounts are called that; give another `name:`.")
     row = next(row for row in TABLE if row.kind == kind)
     return row.build(name, read_config(row.options, options, where=f"filter {name}"))

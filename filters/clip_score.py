@@ -5,7 +5,6 @@ embeddings are stored as float16, as CommonPool's npz files hold them, so later 
 The model stays open in its worker from part to part; images are decoded in threads while the model runs.
 """
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +17,7 @@ from pipeline.clip_model import OpenedClip, embed_dim_of, find_clip, open_model,
 from pipeline.config import config
 from pipeline.contract import Failure, Filter, Score, Scored
 from pipeline.errors import ConfigError
+from pipeline.images import UnreadableImage, open_image
 from pipeline.schemas import (
     IMAGE,
     IMAGE_ERROR,
@@ -32,8 +32,6 @@ from pipeline.schemas import (
 if TYPE_CHECKING:
     import torch
 
-MAX_PIXELS = 64_000_000
-"""An image that says it has more pixels is a decompression bomb, and counted as unreadable."""
 DECODE_THREADS = 2
 
 
@@ -98,23 +96,17 @@ def score(clip: OpenedClip, device: "torch.device", batch_size: int, batch: pa.R
 
 def _decode(transform: Any, job: tuple[bytes | None, str | None, str | None]) -> "torch.Tensor | tuple[str, str]":
     """Return the model's input (3, H, W), or (reason, message)."""
-    from PIL import Image
-
     content, missing, text = job
     if text is None:
         return REASON_NULL_CAPTION, "the caption is null"
     if content is None:
         return missing or REASON_UNREADABLE_IMAGE, "the tar has no image for this row"
     try:
-        image = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_PIXELS:
-            return (
-                REASON_UNREADABLE_IMAGE,
-                f"{image.width} x {image.height} px is over the limit of {MAX_PIXELS} pixels",
-            )
-        tensor: torch.Tensor = transform(image)
+        tensor: torch.Tensor = transform(open_image(content))  # it makes RGB itself, after resizing
         return tensor
-    except Exception as error:  # PIL raises many types for damaged files
+    except UnreadableImage as error:
+        return REASON_UNREADABLE_IMAGE, str(error)
+    except Exception as error:  # a shape that cannot be resized, such as 1 x 60000
         return REASON_UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"
 
 

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import config
 from pipeline.contract import Failure, Filter, Score, Scored
+from pipeline.pool import MAX_SIDE_PX
 from pipeline.schemas import ASPECT, MIN_SIDE_PX, ORIGINAL_HEIGHT, ORIGINAL_WIDTH
 
 REASON_UNKNOWN_SIZE = "unknown_size"
@@ -32,13 +33,21 @@ def load() -> Score:
 def score(batch: pa.RecordBatch) -> Scored:
     """Return int32 (rows,) shorter side in px and float64 (rows,) longer / shorter side; null when a side is unknown.
 
-    A side that is null, zero or negative is unknown.
+    A side that is null, not a number, not above 0 or beyond int32 is unknown; a fraction of a pixel is cut off.
     """
-    width, height = (batch.column(c).cast(pa.int64()) for c in (ORIGINAL_WIDTH, ORIGINAL_HEIGHT))
-    known = pc.fill_null(pc.and_(pc.greater(width, 0), pc.greater(height, 0)), False)
-    short = pc.if_else(known, pc.min_element_wise(width, height, skip_nulls=False), None)
-    long = pc.if_else(known, pc.max_element_wise(width, height, skip_nulls=False), None)
+    width, height = (_as_px(batch.column(c)) for c in (ORIGINAL_WIDTH, ORIGINAL_HEIGHT))
+    short = pc.min_element_wise(width, height, skip_nulls=False)
+    long = pc.max_element_wise(width, height, skip_nulls=False)
     aspect = pc.divide(long.cast(pa.float64()), short.cast(pa.float64()))
-    unknown = [i for i, is_known in enumerate(known.to_pylist()) if not is_known]
+    unknown = [i for i, side in enumerate(short.to_pylist()) if side is None]
     failures = tuple(Failure(i, REASON_UNKNOWN_SIZE, "original_width or original_height is not known") for i in unknown)
-    return Scored((short.cast(pa.int32()), aspect), failures)
+    return Scored((short, aspect), failures)
+
+
+def _as_px(values: pa.Array) -> pa.Array:
+    """Return int32 pixels, null where the value is none."""
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return pa.nulls(len(values), pa.int32())
+    numbers = values.cast(pa.float64(), safe=False)
+    known = pc.fill_null(pc.and_(pc.greater_equal(numbers, 1), pc.less_equal(numbers, MAX_SIDE_PX)), False)
+    return pc.if_else(known, numbers, None).cast(pa.int32(), safe=False)

@@ -8,6 +8,7 @@ Flags name places (--pool, --out); a recipe (recipes/*.yaml, or your own file) a
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("jobs.run_demo", "embedded pool through the whole line; report at the end"),
     "run": ("jobs.run_recipe", "every stage of a recipe, resumable"),
+    "ingest": ("jobs.ingest_urls", "tables of urls and captions -> pool (img2dataset)"),
     "score": ("jobs.score_pool", "pool -> scores (Spark)"),
     "select": ("jobs.select_subset", "scores -> subset files (Spark)"),
     "shards": ("jobs.write_shards", "pool + subset -> webdataset shards (Spark)"),

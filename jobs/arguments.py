@@ -53,6 +53,9 @@ def job(main: Callable[[Sequence[str] | None], None]) -> Job:
         except WinnowError as error:
             print(f"winnow: error: {error}", file=sys.stderr)
             return error.exit_code
+        except OSError as error:
+            print(f"winnow: error: {error}", file=sys.stderr)
+            return WinnowError.exit_code
         except KeyboardInterrupt:
             print("winnow: interrupted; run the same command again to go on", file=sys.stderr)
             return 130

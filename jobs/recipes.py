@@ -10,7 +10,7 @@ import yaml
 
 from eval38.config import EvalConfig
 from pipeline.config import config, override, read_config, read_yaml
-from pipeline.errors import ConfigError, check_name
+from pipeline.errors import ConfigError, check_file_name, check_name
 from pipeline.select import Step
 from pipeline.shards import ShardConfig
 from pipeline.storage import exists
@@ -69,12 +69,15 @@ def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
         check_name(name, builtin, kind="recipe")
         values = {"name": name} | builtin[name]
     recipe = read_config(Recipe, override(values, overrides), where="recipe")
-    check_networks(recipe)
+    check_names(recipe)
     return recipe
 
 
-def check_networks(recipe: Recipe) -> None:
-    """Raise ConfigError when a score entry names a network that the recipe does not train."""
+def check_names(recipe: Recipe) -> None:
+    """Raise ConfigError when a score entry names a network that is not trained, or a name cannot name a folder."""
+    for kind, names in (("network", recipe.networks), ("subset", recipe.subsets)):
+        for name in names:
+            check_file_name(name, kind=kind)
     for entry in recipe.score:
         model = entry.get("model")
         if isinstance(model, str) and model.startswith(NETWORK_PREFIX):

@@ -23,8 +23,29 @@ from pipeline.manifest import Counts, Manifest, add_counts, find_done, read_mani
 from pipeline.pool import Part, count_rows, list_columns, list_parts, pool_identity
 from pipeline.schemas import EVENTS, PARQUET_SUFFIX, UID
 from pipeline.score import POOL, raise_if_all_broken, read_scores, score_part
-from pipeline.select import Step, Top, clean_batch, count_radix, find_columns, find_threshold, order_keys, select_rows
-from pipeline.shards import ShardConfig, drop_plan, finish_folder, plan_part, plan_shards, prepare_folder, write_shard
+from pipeline.select import (
+    RADIX_BITS,
+    Step,
+    Top,
+    check_steps,
+    clean_batch,
+    count_radix,
+    find_columns,
+    find_threshold,
+    order_keys,
+    select_rows,
+)
+from pipeline.shards import (
+    ShardConfig,
+    claim_folder,
+    drop_plan,
+    finish_folder,
+    has_every_shard,
+    plan_part,
+    plan_shards,
+    prepare_folder,
+    write_shard,
+)
 from pipeline.spark import open_table, run_each
 from pipeline.storage import (
     exists,
@@ -63,15 +84,18 @@ def run_score(
 ) -> Manifest:
     """Score every part of a pool with the recipe's filters into OUT/<filter>/<part>.parquet.
 
-    Raises ConfigError for an unknown filter or two filters of one name, PoolError when no part can be scored.
+    Raises ConfigError for no filter, an unknown one or two of one name, PoolError when no part can be scored.
     """
+    if not entries:
+        raise ConfigError(
+            "the recipe scores nothing: its `score` list is empty. `winnow filters` lists what it can hold."
+        )
     parts, filters = list_parts(pool), [build_filter(entry) for entry in entries]
     owners = _own_columns(filters)
     _check_first_part(parts, filters)
     config = {"filters": {f.name: {"version": f.version, **as_mapping(f.settings)} for f in filters}}
     wanted = Manifest(stage="score", config=config, parents={"pool": pool_identity(parts)})
-    done = find_done(out, wanted)
-    if done and _has_every_file(out, done):
+    if done := find_done(out, wanted, is_whole=partial(_has_every_score, out)):
         return done
     work = partial(score_part, filters=filters, out=out)
     sizes = [count_rows(part) for part in parts]
@@ -96,8 +120,10 @@ def run_score(
     return manifest
 
 
-def _has_every_file(out: str, done: Manifest) -> bool:
-    """Return whether the score files that a manifest speaks of are still there."""
+def _has_every_score(out: str, done: Manifest) -> bool:
+    """Return whether no part is left to be tried again, and the score files that a manifest speaks of are there."""
+    if set(done.facts["broken"]) - set(done.facts["parts"]):
+        return False
     present = {name: {name_of(url) for url in list_folder(join(out, name))} for name in done.config["filters"]}
     expected = {part + PARQUET_SUFFIX for part in done.facts["parts"]}
     return all(expected <= found for found in present.values())
@@ -144,16 +170,20 @@ def run_select(start: Start, scores: str, name: str, steps: Sequence[Step], out:
     scored = _require_scores(scores)
     wanted = Manifest(stage="select", config=as_mapping({"steps": steps}), parents={"scores": scored.identity})
     url, manifest_name = join(out, name + SUBSET_SUFFIX), f"{name}.json"
-    done = find_done(out, wanted, name=manifest_name)
-    if done and exists(url):
+
+    def is_whole(done: Manifest) -> bool:
+        return exists(url) and sha256_of_file(url) == done.facts["sha256"]
+
+    if done := find_done(out, wanted, name=manifest_name, is_whole=is_whole):
         return done
     columns = find_columns(steps, _scalar_columns(scored))
+    check_steps(steps, scored.facts["types"])
     owners = {c: scored.facts["columns"][c] for c in columns} or dict(scored.facts["columns"])
     schema = pa.schema([(UID, pa.string())] + [(c, _type_of(scored.facts["types"][c])) for c in columns])
     parts = [Part(part, None, None) for part in scored.facts["parts"]]
     table = open_table(start(), partial(_read_clean, scores, columns, owners), parts, schema)
     kept = select_rows(table, steps, num_rows=scored.counts[POOL].read)
-    write_subset(url, kept.uids)
+    write_subset(url, np.unique(kept.uids))  # rows that share a uid are one entry; the shards stage finds them all
     facts = {"rows": len(kept.uids), "sha256": sha256_of_file(url), "thresholds": kept.thresholds}
     manifest = Manifest(stage="select", config=wanted.config, parents=wanted.parents, counts=kept.counts, facts=facts)
     write_manifest(out, manifest, name=manifest_name)
@@ -185,10 +215,11 @@ def run_shards(start: Start, pool: str, subset: str, config: ShardConfig, out: s
     Raises PoolError when no kept row is in the pool's tars, or OUT holds tars of somebody else.
     """
     parts = list_parts(pool)
-    subset_sha256 = sha256_of_file(subset)
-    parents = {"pool": pool_identity(parts), "subset": subset_sha256}
+    num_uids = len(read_subset(subset))
+    parents = {"pool": pool_identity(parts), "subset": sha256_of_file(subset)}
     wanted = Manifest(stage="shards", config=as_mapping(config), parents=parents)
-    if done := find_done(out, wanted):
+    claim_folder(out, parts)
+    if done := find_done(out, wanted, is_whole=lambda _: has_every_shard(out)):
         drop_plan(out)
         return done
     prepare_folder(out, wanted.identity)
@@ -197,12 +228,12 @@ def run_shards(start: Start, pool: str, subset: str, config: ShardConfig, out: s
     _warn_broken("shards", broken)
     plans = plan_shards(parts, [r["lines"] for r in planned], config.rows_per_shard)
     if not plans:
-        raise PoolError(f"none of the {len(read_subset(subset))} rows of {subset!r} has an image in pool {pool!r}.")
+        raise PoolError(f"none of the {num_uids:,} uids of {subset!r} has an image in pool {pool!r}.")
     work = partial(write_shard, out=out, keys=config.keys)
     written = run_each(start(), work, plans, what="shards", unit="shard", quiet=quiet)
     facts = finish_folder(out, [r["rows"] for r in written]) | {"broken": broken}
     counts = {"rows": add_counts(Counts(**r["counts"]) for r in planned)}
-    facts["not_in_pool"] = len(read_subset(subset)) - counts["rows"].kept - _lost(counts["rows"])
+    facts["not_in_pool"] = max(0, num_uids - sum(r["found"] for r in planned))
     manifest = Manifest(stage="shards", config=wanted.config, parents=parents, counts=counts, facts=facts)
     sweep_temporaries(out)
     write_manifest(out, manifest)
@@ -210,37 +241,34 @@ def run_shards(start: Start, pool: str, subset: str, config: ShardConfig, out: s
     return manifest
 
 
-def _lost(counts: Counts) -> int:
-    """Return kept rows that had no image."""
-    return sum(n for reason, n in counts.failed.items() if reason in ("missing_image", "truncated_tar"))
-
-
 def calibrate(scores: str, by: str, *, fraction: float | None, count: int | None) -> dict[str, Any]:
     """Return the exact threshold of a score column for a fraction of the pool or a count, and the rows it keeps.
 
-    Streams over the stored scores without Spark.  Raises ConfigError for an unknown column or an empty wish.
+    Streams over the stored scores without Spark.  Raises ConfigError for a column that cannot be cut, or an empty wish.
     """
     scored = _require_scores(scores)
     check_name(by, _scalar_columns(scored), kind="score column")
     top = Top(by=by, fraction=fraction, count=count)
-    num_rows = scored.counts[POOL].read
-    wanted = top.count if top.count is not None else int(num_rows * (top.fraction or 0))
+    check_steps([Step(name="calibrate", top=top)], scored.facts["types"])
+    num_pool = scored.counts[POOL].read
+    wanted = top.count_wanted(num_pool=num_pool, num_input=num_pool)
     owners = {by: scored.facts["columns"][by]}
-
-    def read_values() -> Iterator[np.ndarray]:
-        for part in scored.facts["parts"]:
-            for batch in _read_clean(scores, [by], owners, Part(part, None, None)):
-                yield batch.column(by).drop_null().to_numpy(zero_copy_only=False)
-
     bits = 32 if scored.facts["types"][by] == "float" else 64
     floating = np.float32 if bits == 32 else np.float64
 
+    def read_keys() -> Iterator[np.ndarray]:
+        for part in scored.facts["parts"]:
+            for batch in _read_clean(scores, [by], owners, Part(part, None, None)):
+                yield order_keys(batch.column(by).drop_null().to_numpy(zero_copy_only=False).astype(floating))
+
     def count_pass(prefix: int, depth: int) -> np.ndarray:
-        keys = (order_keys(values.astype(floating)) for values in read_values())
-        return sum(count_radix(k, prefix=prefix, depth=depth, bits=bits) for k in keys)  # type: ignore[return-value]
+        counts = (count_radix(keys, prefix=prefix, depth=depth, bits=bits) for keys in read_keys())
+        return sum(counts, np.zeros(1 << RADIX_BITS, np.int64))
 
     found = find_threshold(count_pass, lambda available: wanted, bits=bits)
     if found is None or found.num_above + found.num_taken < wanted:
-        raise ConfigError(f"cannot keep {wanted:,} rows: the pool has {num_rows:,}, and not that many have a {by!r}.")
+        raise ConfigError(
+            f"cannot keep {wanted:,} rows of a pool of {num_pool:,}: not that many have a {by!r}, or none."
+        )
     kept = found.num_above + found.num_tied
-    return {"by": by, "threshold": found.value, "wanted": wanted, "kept_at_or_above": kept, "pool": num_rows}
+    return {"by": by, "threshold": found.value, "wanted": wanted, "kept_at_or_above": kept, "pool": num_pool}

@@ -104,6 +104,8 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         key: Any = int(last) if isinstance(place, list) and last.isdigit() else last
         try:
             place[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"override {assignment!r}: {text!r} is not a YAML value.") from None
         except (IndexError, TypeError):
             raise ConfigError(f"override {assignment!r}: there is no {last!r} to set.") from None
     return result

@@ -9,6 +9,7 @@ WinnowError
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -48,3 +49,11 @@ def check_name(name: str, known: Iterable[str], *, kind: str) -> None:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     raise ConfigError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names) or 'none'}.")
+
+
+def check_file_name(name: str, *, kind: str) -> None:
+    """Raise ConfigError unless `name` can name a file or folder as it is: letters, digits, dot, dash, underscore."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            f"{kind} {name!r} names a file: use letters, digits, '.', '-' and '_', letter or digit first."
+        )

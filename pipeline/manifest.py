@@ -8,12 +8,12 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.errors import StageError
 from pipeline.schemas import FORMAT_VERSION, MANIFEST
-from pipeline.storage import exists, join, read_bytes, write_bytes
+from pipeline.storage import exists, join, read_bytes, remove, write_bytes
 
 log = logging.getLogger("winnow")
 
@@ -101,12 +101,27 @@ def read_manifest(folder: str, *, name: str = MANIFEST) -> Manifest | None:
         raise StageError(f"{url} is not a winnow manifest ({error}). Delete it to make the artifact again.") from None
 
 
-def find_done(folder: str, wanted: Manifest, *, name: str = MANIFEST) -> Manifest | None:
-    """Return the manifest on disk if it has the identity of `wanted`, else None, after naming what changed."""
+def find_done(
+    folder: str,
+    wanted: Manifest,
+    *,
+    name: str = MANIFEST,
+    is_whole: Callable[[Manifest], bool] = lambda found: True,
+) -> Manifest | None:
+    """Return the manifest on disk if it has the identity of `wanted` and its artifact `is_whole`; else None.
+
+    Before None is returned, what changed is named and the stale manifest deleted: a kill from here on must not leave it
+    beside newer files.
+    """
     found = read_manifest(folder, name=name)
-    if found is None or found.identity == wanted.identity:
+    if found is None:
+        return None
+    same = found.identity == wanted.identity
+    if same and is_whole(found):
         return found
-    log.warning("%s: %s is made again because %s", wanted.stage, join(folder, name), "; ".join(changes(found, wanted)))
+    why = "files of it are missing or changed" if same else "; ".join(changes(found, wanted))
+    log.warning("%s: %s is made again because %s", wanted.stage, join(folder, name), why)
+    remove(join(folder, name))
     return None
 
 

@@ -2,10 +2,12 @@
 
 A part is `NAME.tar` with `NAME.parquet` beside it, a parquet alone (metadata only), or a tar alone.  Where there is a
 parquet, its rows are the pool's rows, in its order, and the tar only gives their images; a row whose download failed
-(`status` is not success) is counted and left out.  Captions come from `text` or `caption`, or from the .txt member.
+(`status` is not success) or whose uid is none is counted and left out.  Captions come from `text` or `caption`, or from
+the .txt member.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from pipeline.schemas import (
     ORIGINAL_HEIGHT,
     ORIGINAL_WIDTH,
     PARQUET_SUFFIX,
+    REASON_BAD_UID,
     REASON_MISSING_IMAGE,
     REASON_NOT_DOWNLOADED,
     REASON_TRUNCATED_TAR,
@@ -43,6 +46,9 @@ from pipeline.storage import expand, fingerprint, list_folder, name_of, open_fil
 from pipeline.tars import BrokenTar, TarRow, read_rows
 from pipeline.uid import derive_uid
 
+UID_PATTERN = r"^[0-9a-f]{32}$"
+UID_BYTES = 16
+MAX_SIDE_PX = 2**31 - 1
 BATCH_ROWS = 256
 BATCH_BYTES = 64 << 20
 """A batch with images is handed on when it holds this many rows or image bytes."""
@@ -53,7 +59,7 @@ class Part:
     """One piece of a pool, the unit of work; at least one of tar and table is there."""
 
     name: str
-    """File name without suffix; with several sources (`a::b`) it starts with the source's number."""
+    """File name without suffix; where parts come from several folders it starts with the folder's number."""
     tar: str | None
     table: str | None
 
@@ -79,37 +85,30 @@ class PartRows:
 def list_parts(pool: str) -> list[Part]:
     """Return the parts that a folder, glob, brace range or `a::b` list names, in order.
 
-    Raises PoolError when there is none; stats, npz and other files are passed over.
+    Raises PoolError when there is none; stats, npz, hidden and other files are passed over.
     """
-    sources = pool.split("::")
-    parts: list[Part] = []
-    for number, source in enumerate(sources):
-        prefix = f"{number}-" if len(sources) > 1 else ""
-        parts += _list_source(source, prefix)
-    if not parts:
+    urls = [url for url in expand(pool) if url.endswith((TAR_SUFFIX, PARQUET_SUFFIX))]
+    stems = dict.fromkeys(url[: -len(_suffix(url))] for url in urls if not name_of(url).startswith("."))
+    if not stems:
         raise PoolError(f"pool {pool!r} has no .tar and no .parquet file. Name the folder that img2dataset wrote to.")
+    folders = {_folder_of(stem): number for number, stem in reversed(list(enumerate(stems)))}
+    present = {folder: {name_of(url) for url in list_folder(folder)} for folder in folders}
+    order = {folder: place for place, folder in enumerate(sorted(folders, key=folders.__getitem__))}
+    parts = []
+    for stem in stems:
+        folder, names = _folder_of(stem), present[_folder_of(stem)]
+        tar, table = (stem + s if name_of(stem) + s in names else None for s in (TAR_SUFFIX, PARQUET_SUFFIX))
+        prefix = f"{order[folder]}-" if len(folders) > 1 else ""
+        parts.append(Part(prefix + name_of(stem), tar, table))
     return parts
-
-
-def _list_source(source: str, prefix: str) -> list[Part]:
-    named = [url for url in expand(source) if url.endswith((TAR_SUFFIX, PARQUET_SUFFIX))]
-    folders = {url.rsplit("/", 1)[0] if "/" in url else "." for url in named}
-    present = {_without_dot(url) for folder in folders for url in list_folder(folder)} | set(named)
-    stems = dict.fromkeys(url[: -len(_suffix(url))] for url in named)
-    return [_part_of(stem, prefix, present) for stem in stems]
-
-
-def _without_dot(url: str) -> str:
-    return url[2:] if url.startswith("./") else url
 
 
 def _suffix(url: str) -> str:
     return TAR_SUFFIX if url.endswith(TAR_SUFFIX) else PARQUET_SUFFIX
 
 
-def _part_of(stem: str, prefix: str, present: set[str]) -> Part:
-    tar, table = stem + TAR_SUFFIX, stem + PARQUET_SUFFIX
-    return Part(prefix + name_of(stem), tar if tar in present else None, table if table in present else None)
+def _folder_of(url: str) -> str:
+    return url.rsplit("/", 1)[0] if "/" in url else "."
 
 
 def pool_identity(parts: Sequence[Part]) -> str:
@@ -141,11 +140,11 @@ def count_rows(part: Part) -> int:
 @contextmanager
 def _open_parquet(url: str) -> Iterator[pq.ParquetFile]:
     """Yield an open parquet file.  Raises PoolError when it cannot be opened, or read inside the block."""
-    with open_file(url) as file:
-        try:
+    try:
+        with open_file(url) as file:
             yield pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
-            raise PoolError(f"{url} cannot be read as parquet: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise PoolError(f"{url} cannot be read as parquet: {error}") from None
 
 
 def read_part(part: Part) -> PartRows:
@@ -159,37 +158,72 @@ def read_part(part: Part) -> PartRows:
 def _read_from_table(part: Part) -> PartRows:
     assert part.table
     with _open_parquet(part.table) as parquet:
-        table = parquet.read()
-    num_listed = table.num_rows
+        table = _drop_reserved(parquet.read())
+        num_listed = table.num_rows
+        table = _normalise(table, part)
+    failed = {}
     if STATUS in table.column_names:
-        table = table.filter(pc.equal(table[STATUS], STATUS_SUCCESS).fill_null(False))
-    failed = {REASON_NOT_DOWNLOADED: num_listed - table.num_rows} if table.num_rows < num_listed else {}
-    return PartRows(_normalise(table, part.table), num_listed, failed, None)
+        downloaded = table.filter(pc.equal(table[STATUS].cast(pa.string()), STATUS_SUCCESS).fill_null(False))
+        failed[REASON_NOT_DOWNLOADED] = num_listed - downloaded.num_rows
+        table = downloaded
+    named = table.filter(pc.match_substring_regex(table[UID], UID_PATTERN).fill_null(False))
+    failed[REASON_BAD_UID] = table.num_rows - named.num_rows
+    named = named.append_column(ROW, pa.array(range(named.num_rows), pa.int32()))
+    return PartRows(named, num_listed, {reason: number for reason, number in failed.items() if number}, None)
 
 
-def _normalise(table: pa.Table, url: str) -> pa.Table:
-    """Return the table with ROW, UID, KEY and TEXT columns of the right types."""
-    names = table.column_names
+def _drop_reserved(table: pa.Table) -> pa.Table:
+    """Return the table without columns that reading adds itself, and without repeats of a column's name."""
+    first = dict.fromkeys(name for name in table.column_names if name not in (ROW, IMAGE, IMAGE_ERROR))
+    return table.select([table.column_names.index(name) for name in first])
+
+
+def _normalise(table: pa.Table, part: Part) -> pa.Table:
+    """Return the table with UID, KEY and TEXT columns of type string; uids in lower case without dashes.
+
+    Raises PoolError when captions or names for the rows are absent or of a type that cannot be text.
+    """
+    names, url = table.column_names, part.table
     if TEXT not in names and CAPTION not in names:
         raise PoolError(f"{url} has neither a {TEXT!r} nor a {CAPTION!r} column (it has {names}).")
     if TEXT not in names:
         table = table.rename_columns([TEXT if n == CAPTION else n for n in names])
-    table = _set(table, TEXT, table[TEXT].cast(pa.string()))
-    if UID not in names:
-        table = table.append_column(UID, _derive_uids(table, url))
-    if KEY not in names:
-        table = table.append_column(KEY, pa.array([f"{i:09d}" for i in range(table.num_rows)], pa.string()))
-    return table.append_column(ROW, pa.array(range(table.num_rows), pa.int32()))
+    table = _set(table, TEXT, _as_text(table, TEXT, url))
+    uids = _as_uids(table, url) if UID in names else _derive_uids(table, url)
+    table = _set(table, UID, pc.replace_substring(pc.utf8_lower(uids), "-", ""))
+    if KEY not in names and part.tar:
+        raise PoolError(f"{url} has no {KEY!r} column, so its rows cannot be told apart in {part.tar}.")
+    if KEY in names and pa.types.is_integer(table.schema.field(KEY).type):
+        raise PoolError(f"{url}: column {KEY!r} holds numbers, and a tar's keys are text such as 000000012.")
+    numbers = pa.array([f"{i:09d}" for i in range(table.num_rows)], pa.string())
+    return _set(table, KEY, _as_text(table, KEY, url) if KEY in names else numbers)
+
+
+def _as_text(table: pa.Table, name: str, url: str | None) -> Any:
+    """Return a column as string, or raise PoolError when it is not text at all."""
+    kind = table.schema.field(name).type
+    if pa.types.is_nested(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        raise PoolError(f"{url}: column {name!r} is {kind}, not text.")
+    return table[name].cast(pa.string())
+
+
+def _as_uids(table: pa.Table, url: str | None) -> Any:
+    kind = table.schema.field(UID).type
+    if pa.types.is_fixed_size_binary(kind) and kind.byte_width == UID_BYTES:
+        return pa.array([None if u is None else u.hex() for u in table[UID].to_pylist()], pa.string())
+    return _as_text(table, UID, url)
 
 
 def _set(table: pa.Table, name: str, values: Any) -> pa.Table:
+    if name not in table.column_names:
+        return table.append_column(name, values)
     return table.set_column(table.column_names.index(name), name, values)
 
 
-def _derive_uids(table: pa.Table, url: str) -> pa.Array:
+def _derive_uids(table: pa.Table, url: str | None) -> pa.Array:
     if URL not in table.column_names:
         raise PoolError(f"{url} has neither a {UID!r} nor a {URL!r} column, so its rows have no name that lasts.")
-    pairs = zip(table[URL].to_pylist(), table[TEXT].to_pylist(), strict=True)
+    pairs = zip(_as_text(table, URL, url).to_pylist(), table[TEXT].to_pylist(), strict=True)
     return pa.array([derive_uid(link, text) for link, text in pairs], pa.string())
 
 
@@ -210,23 +244,38 @@ def _read_from_tar(url: str) -> PartRows:
 
 def _describe(tar_row: TarRow) -> dict[str, Any]:
     """Return the columns of one row of a tar that has no parquet, from its .json and .txt members."""
-    try:
-        details = json.loads(tar_row.find([JSON_EXTENSION]) or b"{}")
-    except ValueError:
-        details = {}
-    details = details if isinstance(details, dict) else {}
+    details = _parse_details(tar_row.find([JSON_EXTENSION]))
     caption = tar_row.find([CAPTION_EXTENSION])
     text = caption.decode("utf-8", "replace") if caption is not None else details.get(CAPTION, details.get(TEXT))
-    text = text if isinstance(text, str) else None
-    uid, link = details.get(UID), details.get(URL)
-    sizes = {name: details.get(name) for name in (ORIGINAL_WIDTH, ORIGINAL_HEIGHT)}
+    text, uid = _clean_text(text), str(details.get(UID)).replace("-", "").lower()
     return {
-        UID: uid if isinstance(uid, str) else derive_uid(tar_row.find(IMAGE_EXTENSIONS), text),
-        KEY: tar_row.key,
+        UID: uid if re.fullmatch(UID_PATTERN, uid) else derive_uid(tar_row.find(IMAGE_EXTENSIONS), text),
+        KEY: _clean_text(tar_row.key),
         TEXT: text,
-        URL: link if isinstance(link, str) else None,
-        **{name: size if isinstance(size, int) else None for name, size in sizes.items()},
+        URL: _clean_text(details.get(URL)),
+        ORIGINAL_WIDTH: _clean_size(details.get(ORIGINAL_WIDTH)),
+        ORIGINAL_HEIGHT: _clean_size(details.get(ORIGINAL_HEIGHT)),
     }
+
+
+def _parse_details(content: bytes | None) -> dict[str, Any]:
+    """Return what a .json member says, or {} when it says nothing that can be read."""
+    try:
+        details = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return details if isinstance(details, dict) else {}
+
+
+def _clean_text(value: Any) -> str | None:
+    """Return text that UTF-8 can hold, or None for what is not text."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+
+
+def _clean_size(value: Any) -> int | None:
+    """Return a whole number of pixels, or None."""
+    is_whole = isinstance(value, int | float) and 0 < value <= MAX_SIDE_PX and value == int(value)
+    return int(value) if is_whole else None
 
 
 def read_batches(part: Part, rows: PartRows, *, images: bool) -> Iterator[pa.RecordBatch]:

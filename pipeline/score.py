@@ -9,13 +9,12 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import cache
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import Filter, Score, Scored, check_needs, check_scored
+from pipeline.contract import Failure, Filter, Score, Scored, check_scored
 from pipeline.errors import PoolError
 from pipeline.manifest import Counts, hash_json
 from pipeline.pool import Part, PartRows, list_columns, read_batches, read_part
@@ -24,6 +23,7 @@ from pipeline.schemas import (
     IMAGE,
     PARQUET_SUFFIX,
     REASON_BROKEN_PART,
+    REASON_MISSING_COLUMN,
     ROW,
     SCORE_COUNTS,
     SCORE_FILTER,
@@ -67,11 +67,12 @@ def score_part(part: Part, *, filters: Sequence[Filter], out: str) -> dict[str, 
     """Score one part with every filter that has not done it yet, and return its accounts as plain JSON.
 
     {"counts": {filter: Counts}, "broken": message or None, "scored": number of score files written}.  A part that
-    cannot be read is reported in "broken", and the other parts go on.
+    cannot be read has no counts and a message in "broken", and the other parts go on; a part that lacks what one
+    filter reads has nulls in that filter's scores.
     """
     try:
         return _score_readable(part, filters, out)
-    except PoolError as error:
+    except (PoolError, OSError, pa.ArrowException) as error:
         return {"counts": {}, "broken": f"{REASON_BROKEN_PART}: {error}", "scored": 0}
 
 
@@ -88,14 +89,12 @@ def _score_readable(part: Part, filters: Sequence[Filter], out: str) -> dict[str
 
 def _score_rows(part: Part, rows: PartRows, filters: Sequence[Filter], out: str) -> dict[str, Counts]:
     columns = list_columns(part)
-    for filter in filters:
-        check_needs(filter, columns)
     collected: dict[str, list[pa.Table]] = {f.name: [] for f in filters}
     failures: list[pa.Table] = []
     images = any(IMAGE in f.needs for f in filters)
     for batch in read_batches(part, rows, images=images):
         for filter in filters:
-            scored = open_score(filter)(batch)
+            scored = _score_batch(filter, batch, columns)
             check_scored(filter, batch, scored)
             collected[filter.name].append(_score_table(filter, batch, scored))
             failures.append(_failure_table(filter, part, batch, scored))
@@ -104,18 +103,25 @@ def _score_rows(part: Part, rows: PartRows, filters: Sequence[Filter], out: str)
     return {f.name: _write_scores(out, part, f, collected[f.name], failed) for f in filters}
 
 
-@cache
-def _open_by_identity(identity: str) -> dict[str, Score]:
-    """Return this worker's slot for one filter; a filter is opened once per worker process and stays resident."""
-    return {}
+def _score_batch(filter: Filter, batch: pa.RecordBatch, columns: Sequence[str]) -> Scored:
+    """Return the filter's scores, or nulls with a failure per row when this part lacks a column that it reads."""
+    missing = [column for column in filter.needs if column not in columns]
+    if not missing:
+        return open_score(filter)(batch)
+    nulls = tuple(pa.nulls(batch.num_rows, kind) for _, kind in filter.makes)
+    message = f"this part has no column {', '.join(missing)}"
+    return Scored(nulls, tuple(Failure(n, REASON_MISSING_COLUMN, message) for n in range(batch.num_rows)))
+
+
+_OPENED: dict[str, Score] = {}
+"""Filters open in this worker process, by identity: a model is loaded once and stays for the parts that follow."""
 
 
 def open_score(filter: Filter) -> Score:
     """Return the filter's scoring function, opening its model on first use in this process."""
-    slot = _open_by_identity(filter.identity)
-    if "score" not in slot:
-        slot["score"] = filter.load()
-    return slot["score"]
+    if filter.identity not in _OPENED:
+        _OPENED[filter.identity] = filter.load()
+    return _OPENED[filter.identity]
 
 
 def _score_table(filter: Filter, batch: pa.RecordBatch, scored: Scored) -> pa.Table:
@@ -162,7 +168,8 @@ def _write_failures(out: str, part: Part, filters: Sequence[Filter], failed: pa.
     if exists(url):
         with open_file(url) as file:
             before = pq.read_table(file)
-        failed = pa.concat_tables([before.filter([name not in names for name in before["filter"].to_pylist()]), failed])
+        others = pa.array([name not in names for name in before["filter"].to_pylist()], pa.bool_())
+        failed = pa.concat_tables([before.filter(others), failed])
     _write_parquet(url, failed.sort_by([("filter", "ascending"), (ROW, "ascending")]))
 
 

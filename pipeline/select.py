@@ -22,6 +22,8 @@ from pipeline.manifest import Counts
 from pipeline.schemas import UID
 from pipeline.uid import UID_DTYPE, UID_FIELDS, parse_uids
 
+SQL_ERRORS = ("AnalysisException", "ParseException", "ArithmeticException", "NumberFormatException")
+"""pyspark's names for what a user's SQL can get wrong."""
 RADIX_BITS = 16
 NO_SCORE = "no_score"
 """Account of rows whose score is null or NaN where a step needs one."""
@@ -51,6 +53,16 @@ class Top:
         if self.count is not None and self.count < 0:
             raise ConfigError(f"top by {self.by!r}: count {self.count} is negative.")
 
+    def count_wanted(self, *, num_pool: int, num_input: int) -> int:
+        """Return how many rows to keep; 0.29 of 100 is 29, whatever 0.29 * 100 is in binary.
+
+        DataComp's int(N f) has 28 there, and keeps one row more than that.
+        """
+        if self.count is not None:
+            return self.count + (self.ties == "datacomp")
+        share = (num_pool if self.of == "pool" else num_input) * (self.fraction or 0)
+        return int(share) + 1 if self.ties == "datacomp" else int(round(share, 6))
+
 
 @config
 class Step:
@@ -77,6 +89,20 @@ class Selection:
     """One account per step, in order."""
     thresholds: Mapping[str, float | None]
     """The smallest score that passed each `top` step; None when it kept nothing."""
+
+
+def check_steps(steps: Sequence[Step], types: Mapping[str, str]) -> None:
+    """Raise ConfigError for a step named twice or NO_SCORE, or a `top` by a column that is not a number.
+
+    `types` maps each score column to the name of its Arrow type.
+    """
+    names = [step.name for step in steps]
+    for name in names:
+        if names.count(name) > 1 or name == NO_SCORE:
+            raise ConfigError(f"select step {name!r}: each step needs a name of its own, and {NO_SCORE!r} is taken.")
+    for step in steps:
+        if step.top and types.get(step.top.by) == "string":
+            raise ConfigError(f"select step {step.name!r}: {step.top.by!r} holds text, and top needs numbers.")
 
 
 def find_columns(steps: Sequence[Step], known: Iterable[str]) -> list[str]:
@@ -153,7 +179,7 @@ def _count_steps(table: Any, rules: list[tuple[Step, str, str, str]]) -> dict[st
 
 def _explain_sql(error: Exception, steps: Sequence[Step]) -> Exception:
     """Return a ConfigError for SQL that Spark cannot read; any other error as it is."""
-    if type(error).__name__ not in ("AnalysisException", "ParseException"):
+    if type(error).__name__ not in SQL_ERRORS:
         return error
     text = "; ".join(f"{step.name}: {step.where}" for step in steps if step.where)
     said = str(error).strip().splitlines()[0]
@@ -165,9 +191,7 @@ def _compile_top(table: Any, passing: str, top: Top, num_rows: int) -> tuple[str
     table = table.where(f"{passing} AND `{top.by}` IS NOT NULL").select(UID, top.by)
 
     def count_wanted(available: int) -> int:
-        share = (num_rows if top.of == "pool" else available) * (top.fraction or 0)
-        wanted = top.count if top.count is not None else int(share)
-        return wanted + 1 if top.ties == "datacomp" else wanted
+        return top.count_wanted(num_pool=num_rows, num_input=available)
 
     found = find_threshold(_count_by_radix(table, top.by), count_wanted, bits=_key_bits(table, top.by))
     if found is None:

@@ -2,11 +2,12 @@
 
 Two passes.  Planning finds each kept row's bytes in its source tar by reading headers only; writing copies those bytes
 as they are, so nothing is decoded, re-encoded or parsed.  Shards are numbered from 0 without gaps, and their sizes
-differ by at most one row however many tasks write them.  A row that repeats in the subset is written again under
-`<key>-1`, `<key>-2`, ...; a kept row whose image is gone is counted by reason.
+differ by at most one row however many tasks write them.  A uid that stands r times in the subset is written r times for
+each pool row that has it, under `<key>`, `<key>-1`, ...; a kept row whose image is gone is counted by reason.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
@@ -18,12 +19,11 @@ import pyarrow.parquet as pq
 
 from pipeline.config import config
 from pipeline.errors import ConfigError, PoolError
-from pipeline.manifest import Counts, hash_json
+from pipeline.manifest import Counts, hash_json, read_manifest
 from pipeline.pool import Part, read_part
 from pipeline.schemas import (
     IMAGE_EXTENSIONS,
     KEY,
-    MANIFEST,
     PARQUET_SUFFIX,
     PART_PATTERN,
     REASON_BROKEN_PART,
@@ -46,15 +46,17 @@ from pipeline.storage import (
     write_atomic,
     write_bytes,
 )
-from pipeline.subset import count_in_subset, read_subset
+from pipeline.subset import count_in_subset, open_subset
 from pipeline.tars import BrokenTar, pack_row, read_rows, rename_row, unpack_row, write_end
 from pipeline.uid import parse_uids
 
 PLAN_FOLDER = "plan"
 PLAN_IDENTITY = "identity.json"
+OWNER = "owner"
 SOURCE_PART = "source_part"
 SOURCE_KEY = "source_key"
 NOT_IN_SUBSET = "not_in_subset"
+SHARD_FILES = re.compile(r"(\.tmp-.*|\d{8}(\.tar|\.parquet|_stats\.json)|sizes\.json|manifest\.json)")
 PLAN_SCHEMA = pa.schema([(ROW, pa.int32()), ("repeat", pa.int32()), ("start", pa.int64()), ("end", pa.int64())])
 """One line per row to write: its place in the part, which repeat, and its bytes in the source tar."""
 
@@ -91,16 +93,18 @@ class ShardPlan:
 
 
 def plan_part(part: Part, *, subset_url: str, out: str) -> dict[str, Any]:
-    """Find the kept rows of a part, write their byte ranges to OUT/plan, and return {"counts", "lines", "broken"}.
+    """Find the kept rows of a part, write their byte ranges to OUT/plan, and return counts, lines, found and broken.
 
-    Counts speak of rows to write: a row kept three times is read three times.  A part that cannot be read is reported.
+    Counts speak of rows to write: a row kept three times is read three times.  `found` is how many subset entries this
+    part answers.  A part that cannot be read is reported.
     """
     try:
         rows = read_part(part)
-    except PoolError as error:
-        return {"counts": asdict(Counts(read=0, kept=0)), "lines": 0, "broken": f"{REASON_BROKEN_PART}: {error}"}
-    subset = read_subset(subset_url)
-    times = count_in_subset(parse_uids(rows.table[UID]), subset)
+    except (PoolError, OSError, pa.ArrowException) as error:
+        nothing = asdict(Counts(read=0, kept=0))
+        return {"counts": nothing, "lines": 0, "found": 0, "broken": f"{REASON_BROKEN_PART}: {error}"}
+    uids = parse_uids(rows.table[UID])
+    times = count_in_subset(uids, open_subset(subset_url))
     spans, broken = _find_spans(part)
     lines, lost = _plan_lines(rows.table[KEY].to_pylist(), times, spans)
     reason = REASON_TRUNCATED_TAR if broken else REASON_MISSING_IMAGE
@@ -114,7 +118,8 @@ def plan_part(part: Part, *, subset_url: str, out: str) -> dict[str, Any]:
     counts.check(f"shard plan of part {part.name}")
     with write_atomic(_plan_url(out, part)) as file:
         pq.write_table(pa.Table.from_pylist(lines, PLAN_SCHEMA), file)
-    return {"counts": asdict(counts), "lines": len(lines), "broken": broken}
+    found = int(times[np.unique(uids, return_index=True)[1]].sum())
+    return {"counts": asdict(counts), "lines": len(lines), "found": found, "broken": broken}
 
 
 def _plan_url(out: str, part: Part) -> str:
@@ -166,22 +171,20 @@ def plan_shards(parts: Sequence[Part], lines: Sequence[int], rows_per_shard: int
 
 
 def write_shard(plan: ShardPlan, *, out: str, keys: str) -> dict[str, Any]:
-    """Write one shard with its sidecars and return {"rows", "bytes"}; a shard that is already there is left alone."""
+    """Write one shard with its sidecars and return {"rows"}; a shard that is already there is left alone."""
     name = PART_PATTERN.format(plan.number)
     stats_url = join(out, name + STATS_SUFFIX)
     if exists(stats_url):  # written last, so tar and parquet are whole
         return {"rows": json.loads(read_bytes(stats_url))["successes"]}
-    tables = []
+    taken: set[str] = set()
+    tables = [_describe_rows(piece.part, _read_plan(out, piece), keys, taken) for piece in plan.pieces]
     with write_atomic(join(out, name + TAR_SUFFIX)) as file:
         position = 0
-        for piece in plan.pieces:
-            lines = _read_plan(out, piece)
-            table = _describe_rows(piece.part, lines, keys)
-            for packed in _copy_rows(piece.part, lines, table):
+        for piece, table in zip(plan.pieces, tables, strict=True):
+            for packed in _copy_rows(piece.part, _read_plan(out, piece), table):
                 position += file.write(packed)
-            tables.append(table)
         write_end(file, position)
-    sidecar = pa.concat_tables(tables, promote_options="permissive")
+    sidecar = _stack(tables)
     with write_atomic(join(out, name + PARQUET_SUFFIX)) as file:
         pq.write_table(sidecar, file, compression="zstd")
     stats = {"count": sidecar.num_rows, "successes": sidecar.num_rows, "failed_to_download": 0, "failed_to_resize": 0}
@@ -189,22 +192,54 @@ def write_shard(plan: ShardPlan, *, out: str, keys: str) -> dict[str, Any]:
     return {"rows": sidecar.num_rows}
 
 
+def _stack(tables: list[pa.Table]) -> pa.Table:
+    """Return the tables one under the other; a column that two parts hold as types that do not mix becomes text."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:
+        kinds: dict[str, set[pa.DataType]] = {}
+        for field in (field for table in tables for field in table.schema):
+            kinds.setdefault(field.name, set()).add(field.type)
+        mixed = {name for name, found in kinds.items() if len(found) > 1}
+        return pa.concat_tables([_spell(table, mixed) for table in tables], promote_options="default")
+
+
+def _spell(table: pa.Table, names: set[str]) -> pa.Table:
+    for place, name in enumerate(table.column_names):
+        if name in names:
+            texts = [None if value is None else str(value) for value in table[name].to_pylist()]
+            table = table.set_column(place, name, pa.array(texts, pa.string()))
+    return table
+
+
 def _read_plan(out: str, piece: Piece) -> pa.Table:
     with open_file(_plan_url(out, piece.part)) as file:
         return pq.read_table(file).slice(piece.first, piece.last - piece.first)
 
 
-def _describe_rows(part: Part, lines: pa.Table, keys: str) -> pa.Table:
-    """Return the pool's own columns of the rows to write, with the key each will have and where it came from."""
+def _describe_rows(part: Part, lines: pa.Table, keys: str, taken: set[str]) -> pa.Table:
+    """Return the pool's own columns of the rows to write, with the key each will have and where it came from.
+
+    Keys that are `taken` in this shard already (a repeat, or another source's row) get a number; `taken` grows.
+    """
     table = read_part(part).table.take(lines[ROW])
-    source_keys, repeats = table[KEY].to_pylist(), lines["repeat"].to_pylist()
-    if keys == "uid":
-        written = [f"{uid}-{n}" for uid, n in zip(table[UID].to_pylist(), repeats, strict=True)]
-    else:
-        written = [f"{key}-{n}" if n else key for key, n in zip(source_keys, repeats, strict=True)]
-    table = table.drop_columns([ROW]).set_column(table.column_names.index(KEY), KEY, pa.array(written, pa.string()))
-    table = table.append_column(SOURCE_PART, pa.array([part.name] * len(written), pa.string()))
-    return table.append_column(SOURCE_KEY, pa.array(source_keys, pa.string()))
+    source_keys = table[KEY].to_pylist()
+    wished = [f"{uid}-0" for uid in table[UID].to_pylist()] if keys == "uid" else source_keys
+    written = [_take_key(key, taken) for key in wished]
+    added = {SOURCE_PART: [part.name] * len(written), SOURCE_KEY: source_keys}
+    table = table.drop_columns([ROW, *(name for name in added if name in table.column_names)])
+    table = table.set_column(table.column_names.index(KEY), KEY, pa.array(written, pa.string()))
+    for name, values in added.items():
+        table = table.append_column(name, pa.array(values, pa.string()))
+    return table
+
+
+def _take_key(key: str, taken: set[str]) -> str:
+    """Return `key`, or the first of `key-1`, `key-2`, ... (for `uid-0`: `uid-1`, ...) that is free, and take it."""
+    stem = key.removesuffix("-0")
+    free = next(k for k in (key, *(f"{stem}-{n}" for n in range(1, len(taken) + 2))) if k not in taken)
+    taken.add(free)
+    return free
 
 
 def _copy_rows(part: Part, lines: pa.Table, table: pa.Table) -> Iterator[bytes]:
@@ -221,24 +256,41 @@ def _copy_rows(part: Part, lines: pa.Table, table: pa.Table) -> Iterator[bytes]:
             yield packed if key == source_key else pack_row(rename_row(unpack_row(packed, part.tar), key))
 
 
-def prepare_folder(out: str, identity: str) -> None:
-    """Make `out` ready for shards of this identity: a half-written one of the same identity goes on, others go.
+def claim_folder(out: str, parts: Sequence[Part]) -> None:
+    """Mark `out` as winnow's to write shards into; nothing is deleted yet.
 
-    Raises PoolError when the folder holds tars that winnow did not begin, so that nobody's data is overwritten.
+    Raises PoolError when the folder is the pool's own, or holds files and no sign that `winnow shards` wrote them.
     """
+    present = {name_of(url) for url in list_folder(out)}
+    sources = {url.rsplit("/", 1)[0] for part in parts for url in (part.tar, part.table) if url and "/" in url}
+    made = read_manifest(out)
+    ours = exists(join(out, PLAN_FOLDER, OWNER)) or (made is not None and made.stage == "shards")
+    foreign = sorted(name for name in present if not ours or not SHARD_FILES.fullmatch(name))
+    if foreign or out.rstrip("/") in sources:
+        what = f"files that it did not write ({foreign[0]}, ...)" if foreign else "the pool itself"
+        raise PoolError(f"`winnow shards` does not write into {out!r}, which holds {what}. Name an empty folder.")
+    write_bytes(join(out, PLAN_FOLDER, OWNER), b"")
+
+
+def prepare_folder(out: str, identity: str) -> None:
+    """Empty a claimed folder, unless it holds the unfinished shards of this very identity."""
     url = join(out, PLAN_FOLDER, PLAN_IDENTITY)
-    ours = exists(url) or exists(join(out, MANIFEST))
-    present = [u for u in list_folder(out) if u.endswith(TAR_SUFFIX)]
-    if present and not ours:
-        raise PoolError(
-            f"{out!r} holds {name_of(present[0])!r} and other tars that winnow did not write. Name an empty folder."
-        )
     if exists(url) and json.loads(read_bytes(url)) == identity:
         return
     for old in list_folder(out):
         remove(old)
-    remove(join(out, PLAN_FOLDER))
+    for old in list_folder(join(out, PLAN_FOLDER)):
+        if name_of(old) != OWNER:
+            remove(old)
     write_bytes(url, json.dumps(identity).encode())
+
+
+def has_every_shard(out: str) -> bool:
+    """Return whether every tar that sizes.json speaks of is there with its sidecars."""
+    present = {name_of(url) for url in list_folder(out)}
+    sizes = json.loads(read_bytes(join(out, SIZES))) if SIZES in present else {"": 0}
+    stems = [tar.removesuffix(TAR_SUFFIX) for tar in sizes]
+    return all({s + TAR_SUFFIX, s + PARQUET_SUFFIX, s + STATS_SUFFIX} <= present for s in stems)
 
 
 def finish_folder(out: str, rows: Sequence[int]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def open_session(master: str | None = None, *, name: str = "winnow") -> Iterator
     with _quiet_start():
         session = builder.getOrCreate()
     session.sparkContext.setLogLevel("OFF")
+    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # it prints every SQL error with Java's stack
     try:
         yield session
     finally:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,8 @@ from braceexpand import braceexpand
 from pipeline.errors import PoolError
 
 CHUNK_BYTES = 1 << 20
+MAX_READ_BYTES = 64 << 20
+"""A file may promise any size; memory is asked for in pieces of what is really there."""
 
 
 def is_local(url: str) -> bool:
@@ -77,9 +79,11 @@ def expand(pattern: str) -> list[str]:
     """
     urls: list[str] = []
     for source in pattern.split("::"):
-        found: list[str] = []
-        for one in braceexpand(source):
-            found += _expand_one(one)
+        try:
+            spelled = [source] if exists(source) else list(braceexpand(source))
+        except ValueError:  # braceexpand's UnbalancedBracesError
+            raise PoolError(f"{source!r} has a brace that is not closed, as in {{00000..00099}}.") from None
+        found: list[str] = [url for one in spelled for url in _expand_one(one)]
         if not found:
             raise PoolError(f"{source!r} matches no file. Name a folder, a glob or a {{00000..00099}}.tar range.")
         urls += found
@@ -87,15 +91,15 @@ def expand(pattern: str) -> list[str]:
 
 
 def _expand_one(source: str) -> list[str]:
-    if any(c in source for c in "*?["):
-        filesystem, path = _filesystem(source)
-        found = sorted(str(p) for p in filesystem.glob(path))
-        return found if is_local(source) else [str(filesystem.unstrip_protocol(p)) for p in found]
     if is_folder(source):
         return list_folder(source)
-    if not exists(source):
+    if exists(source):
+        return [source]
+    if not any(c in source for c in "*?["):
         raise PoolError(f"{source!r} does not exist.")
-    return [source]
+    filesystem, path = _filesystem(source)
+    found = sorted(str(p) for p in filesystem.glob(path))
+    return found if is_local(source) else [str(filesystem.unstrip_protocol(p)) for p in found]
 
 
 def open_file(url: str, mode: str = "rb") -> IO[Any]:
@@ -119,7 +123,7 @@ def write_atomic(url: str) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `url` when the block ends without an error, and vanishes otherwise."""
     temporary = join(url.rsplit("/", 1)[0] if "/" in url else ".", f".tmp-{uuid.uuid4().hex}-{name_of(url)}")
     try:
-        with open_file(temporary, "wb") if not is_local(url) else _open_new(temporary) as file:
+        with _open_new(temporary) as file:
             yield file
             file.flush()
             if is_local(url):
@@ -130,9 +134,10 @@ def write_atomic(url: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def _open_new(path: str) -> IO[bytes]:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "wb")  # noqa: PTH123
+def _open_new(url: str) -> IO[bytes]:
+    filesystem, path = _filesystem(url)
+    filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    return open_file(url, "wb")
 
 
 def _rename(source: str, target: str) -> None:
@@ -186,12 +191,7 @@ def sha256_of_file(url: str) -> str:
 def read_exactly(file: IO[bytes] | io.BufferedReader, num_bytes: int) -> bytes:
     """Return the next `num_bytes`, or fewer only at the end of the file."""
     pieces: list[bytes] = []
-    while num_bytes > 0 and (piece := file.read(num_bytes)):
+    while num_bytes > 0 and (piece := file.read(min(num_bytes, MAX_READ_BYTES))):
         pieces.append(piece)
         num_bytes -= len(piece)
     return b"".join(pieces) if len(pieces) != 1 else pieces[0]
-
-
-def total_size(urls: Iterable[str]) -> int:
-    """Return the bytes of all files together."""
-    return sum(int(fingerprint(url)["size"]) for url in urls)

@@ -5,15 +5,15 @@ and an unsorted file makes its binary search miss rows; here it is an error.
 """
 
 import io
-from typing import Literal
 
 import numpy as np
 
 from pipeline.errors import PoolError
-from pipeline.storage import exists, read_bytes, write_atomic
+from pipeline.storage import exists, is_local, open_file, read_bytes, write_atomic
 from pipeline.uid import UID_DTYPE, is_sorted, sort_uids
 
 SUBSET_SUFFIX = ".npy"
+NUMPY_MAGIC = b"\x93NUMPY"
 
 
 def write_subset(url: str, uids: np.ndarray) -> None:
@@ -23,15 +23,11 @@ def write_subset(url: str, uids: np.ndarray) -> None:
 
 
 def read_subset(url: str) -> np.ndarray:
-    """Return the sorted uids (rows,) of UID_DTYPE.  Raises PoolError if absent, of another type, or out of order."""
-    if not exists(url):
-        raise PoolError(f"there is no subset file at {url!r}.")
-    try:
-        uids: np.ndarray = np.load(io.BytesIO(read_bytes(url)), allow_pickle=False)
-    except ValueError as error:
-        raise PoolError(f"{url} is not a numpy .npy file: {error}") from None
-    if uids.dtype != UID_DTYPE or uids.ndim != 1:
-        raise PoolError(f"{url} holds {uids.dtype} of shape {uids.shape}; a subset is one row of {UID_DTYPE.descr}.")
+    """Return the sorted uids (rows,) of UID_DTYPE; a local file is mapped, not read.
+
+    Raises PoolError if it is absent, of another type, or out of order.
+    """
+    uids = open_subset(url)
     if not is_sorted(uids):
         raise PoolError(
             f"{url} is not sorted, so a binary search would miss rows. Sort it: numpy.sort(a, order=['f0','f1'])."
@@ -39,27 +35,50 @@ def read_subset(url: str) -> np.ndarray:
     return uids
 
 
+def open_subset(url: str) -> np.ndarray:
+    """Return what read_subset does without the pass that checks the order, for workers whose driver has made it."""
+    if not exists(url):
+        raise PoolError(f"there is no subset file at {url!r}.")
+    try:
+        uids = _parse(url)
+    except ValueError as error:
+        raise PoolError(f"{url} is neither a .npy file nor bare 16-byte uids: {error}") from None
+    if uids.dtype != UID_DTYPE or uids.ndim != 1:
+        raise PoolError(f"{url} holds {uids.dtype} of shape {uids.shape}; a subset is one row of {UID_DTYPE.descr}.")
+    return uids
+
+
+def _parse(url: str) -> np.ndarray:
+    """Return the array of an .npy file, or of bare 16-byte uids, which DataComp's resharder also takes."""
+    with open_file(url) as file:
+        is_numpy = file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
+    if not is_numpy and url.endswith(SUBSET_SUFFIX):
+        raise ValueError("no .npy header")
+    if is_local(url):
+        return np.load(url, "r", allow_pickle=False) if is_numpy else np.memmap(url, UID_DTYPE, "r")
+    content = read_bytes(url)
+    return np.load(io.BytesIO(content), allow_pickle=False) if is_numpy else np.frombuffer(content, UID_DTYPE)
+
+
 def count_in_subset(uids: np.ndarray, subset: np.ndarray) -> np.ndarray:
     """Return int64 (rows,): how often each uid stands in the sorted subset; 0 when it does not."""
-    if len(subset) == 0 or len(uids) == 0:
-        return np.zeros(len(uids), np.int64)
-    counts: np.ndarray = _search(subset, uids, "right") - _search(subset, uids, "left")
+    counts: np.ndarray = _search(subset, uids, or_equal=True) - _search(subset, uids, or_equal=False)
     return counts
 
 
-def _search(subset: np.ndarray, uids: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
-    """Return np.searchsorted over (high, low) pairs, by the high words and then within equal high words.
+def _search(subset: np.ndarray, uids: np.ndarray, *, or_equal: bool) -> np.ndarray:
+    """Return int64 (rows,): how many subset entries are below each uid (or equal to it).
 
-    numpy compares structured rows one by one (41 us a row); two plain integer searches do the same work.
+    A binary search of all rows at once, on both words.  np.searchsorted on structured rows compares them one by one in
+    Python (41 us a row), and on one word it would copy that column of a mapped subset.
     """
-    high, low = np.ascontiguousarray(subset["f0"]), subset["f1"]
-    starts = np.searchsorted(high, uids["f0"], "left")
-    ends = np.searchsorted(high, uids["f0"], "right")
-    found = starts.copy()
-    unique = ends - starts == 1
-    at = starts[unique]
-    passed = low[at] < uids["f1"][unique] if side == "left" else low[at] <= uids["f1"][unique]
-    found[unique] += passed
-    for row in np.flatnonzero(ends - starts > 1):
-        found[row] += np.searchsorted(low[starts[row] : ends[row]], uids["f1"][row], side)
-    return found
+    low, high = np.zeros(len(uids), np.int64), np.full(len(uids), len(subset), np.int64)
+    while (searching := low < high).any():
+        middle = (low + high) // 2
+        found = subset[np.minimum(middle, len(subset) - 1)]
+        first, second = found["f0"], found["f1"]
+        within = second <= uids["f1"] if or_equal else second < uids["f1"]
+        passed = (first < uids["f0"]) | ((first == uids["f0"]) & within)
+        low = np.where(searching & passed, middle + 1, low)
+        high = np.where(searching & ~passed, middle, high)
+    return low

@@ -88,14 +88,19 @@ def read_rows(url: str, *, contents: bool = True) -> Iterator[TarRow]:
 
     Without `contents` only headers are read (the file must be seekable) and members hold no bytes.
 
-    Raises BrokenTar at the point where the tar is cut short or damaged, after all whole rows before it.
+    Raises BrokenTar at the point where the tar is cut short, damaged, or comes back to an earlier key (webdataset
+    asks that a row's members stand together), after all whole rows before it.
     """
     group: list[Member] = []
+    seen: set[str] = set()
     with open_file(url) as file:
         for member in read_members(file, url, contents=contents):
             if group and member.key != group[0].key:
                 yield TarRow(group[0].key, tuple(group))
+                seen.add(group[0].key)
                 group = []
+            if member.key in seen:
+                raise BrokenTar(f"{url}: the members of {member.key!r} do not stand together.")
             group.append(member)
     if group:
         yield TarRow(group[0].key, tuple(group))
@@ -108,6 +113,7 @@ def read_members(file: IO[bytes], url: str, *, contents: bool = True) -> Iterato
     while True:
         header = read_exactly(file, BLOCK_BYTES)
         if header == bytes(BLOCK_BYTES):
+            _check_end(file, url)
             return
         info = _parse_header(header, url, position)
         names_next = info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE)
@@ -122,9 +128,16 @@ def read_members(file: IO[bytes], url: str, *, contents: bool = True) -> Iterato
             long_name = _pax_path(content, url) or long_name
         elif info.type != tarfile.XGLTYPE:
             if info.isreg():
-                yield Member(long_name or info.name, start, offset, info.size, content)
+                yield Member((long_name or info.name).removeprefix("./"), start, offset, info.size, content)
             long_name = ""
         start = start if names_next else position
+
+
+def _check_end(file: IO[bytes], url: str) -> None:
+    """Raise BrokenTar when more than padding follows the end mark: of joined tars only the first would be read."""
+    while piece := file.read(RECORD_BYTES):
+        if piece.strip(b"\0"):
+            raise BrokenTar(f"{url} goes on after its end mark: several tars joined in one file are not read.")
 
 
 def _measure(file: IO[bytes]) -> int:
@@ -135,14 +148,12 @@ def _measure(file: IO[bytes]) -> int:
 
 def _read_or_skip(file: IO[bytes], info: tarfile.TarInfo, offset: int, num_bytes: int | None, url: str) -> bytes:
     """Return a member's content, or b"" after seeking past it in a file of `num_bytes`.  Raises BrokenTar if cut."""
-    if num_bytes is None:
-        content = read_exactly(file, _pad(info.size))
-        present = len(content)
-    else:
-        content, present = b"", num_bytes - offset
-        file.seek(_pad(info.size), 1)
+    content = read_exactly(file, _pad(info.size)) if num_bytes is None else b""
+    present = len(content) if num_bytes is None else num_bytes - offset
     if present < info.size:
         raise BrokenTar(f"{url} is cut short: member {info.name!r} has {present} of {info.size} bytes.")
+    if num_bytes is not None:
+        file.seek(_pad(info.size), 1)
     return content[: info.size]
 
 
@@ -150,9 +161,12 @@ def _parse_header(header: bytes, url: str, position: int) -> tarfile.TarInfo:
     if len(header) < BLOCK_BYTES:
         raise BrokenTar(f"{url} is cut short: it ends at byte {position + len(header)} without an end mark.")
     try:
-        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise BrokenTar(f"{url}: no tar header at byte {position} ({error}).") from None
+    if info.size < 0 or info.type == tarfile.GNUTYPE_SPARSE:
+        raise BrokenTar(f"{url}: member {info.name!r} is sparse or has a size of {info.size} bytes; neither is read.")
+    return info
 
 
 def _pax_path(content: bytes, url: str) -> str:
@@ -165,8 +179,8 @@ def _pax_path(content: bytes, url: str) -> str:
         key, _, value = content[len(digits) + 1 : int(digits) - 1].partition(b"=")
         if key == b"path":
             path = value.decode("utf-8", "surrogateescape")
-        elif key == b"size":
-            raise BrokenTar(f"{url}: members over 8 GiB are not supported.")
+        elif key == b"size" or key.startswith(b"GNU.sparse"):
+            raise BrokenTar(f"{url}: members over 8 GiB and sparse ones are not read.")
         content = content[int(digits) :]
     return path
 

@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import StageError
-from training.images import NUM_DRAWS, Crop, UnreadableImage, crop_image, decode_image
+from pipeline.images import UnreadableImage, decode_image
+from training.images import NUM_DRAWS, Crop, crop_image
 from training.index import RowIndex, TarReader
 from training.order import draw_uniform, replacement_row, rows_at
 

@@ -1,4 +1,4 @@
-"""Image bytes -> cropped pixels -> normalised floats: open_clip's train transform, taken apart so that none is wasted.
+"""Decoded image -> cropped pixels -> normalised floats: open_clip's train transform, taken apart so that none is wasted.
 
 The transform is RandomResizedCrop (bicubic, antialiased), RGB, ToTensor, Normalize.  Here the crop's randomness comes
 from given numbers instead of torch's global state, batches travel as uint8, and normalising happens once per batch on
@@ -7,7 +7,6 @@ Source: open_clip 3.3.0 transform.py image_transform; torchvision 0.29 RandomRes
 B rows in the batch, C = 3 channels, H and W pixels.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +18,9 @@ from PIL import Image
 
 from pipeline.errors import ModelError
 
-MAX_PIXELS = 1 << 26
-"""A larger image is not decoded (a decompression bomb, or a mistake); PIL itself warns from 89 M."""
 NUM_TRIES = 10
 NUM_DRAWS = 4 * NUM_TRIES
 """Random numbers one crop may need: area, aspect, top and left for each try."""
-
-
-class UnreadableImage(Exception):
-    """The bytes are no image that can be decoded within MAX_PIXELS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +48,6 @@ def read_crop(transform: Any) -> Crop:
         raise ModelError(f"the model's train transform resizes by {crop.interpolation.value}, not bicubic.")
     height, width = crop.size
     return Crop(height, width, tuple(crop.scale), tuple(crop.ratio), tuple(normalize.mean), tuple(normalize.std))
-
-
-def decode_image(content: bytes) -> Image.Image:
-    """Return the decoded RGB image.  Raises UnreadableImage."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(f"{image.width} x {image.height} px")
-        return image if image.mode == "RGB" and image.load() else image.convert("RGB")
-    except UnreadableImage:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from None
 
 
 def choose_box(width: int, height: int, crop: Crop, uniform_D: Sequence[float]) -> tuple[int, int, int, int]:

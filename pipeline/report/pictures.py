@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from pipeline.errors import PoolError
+from pipeline.images import UnreadableImage, open_image
 from pipeline.pool import Part, list_parts, read_part
 from pipeline.report.blocks import Picture, Strip
 from pipeline.report.distributions import Ranked, Shortlist
@@ -151,8 +152,8 @@ def make_thumbnail(image: bytes, *, side_px: int = THUMBNAIL_PX) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = _shrink(Image.open(io.BytesIO(image)), side_px)
-    except Exception:  # Pillow raises nearly anything on hostile bytes
+            picture = _shrink(open_image(image, side_px=side_px), side_px)
+    except UnreadableImage:
         return None
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
@@ -161,7 +162,6 @@ def make_thumbnail(image: bytes, *, side_px: int = THUMBNAIL_PX) -> str | None:
 
 def _shrink(picture: Image.Image, side_px: int) -> Image.Image:
     """Return the picture as RGB on white, its longer side at most `side_px`."""
-    picture.draft("RGB", (side_px, side_px))
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

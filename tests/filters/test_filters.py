@@ -81,6 +81,22 @@ def test_image_size(width: int | None, height: int | None, expected: list[Any]) 
     assert len(scored.failures) == (expected[0] is None)
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([250.5, float("nan"), float("inf"), None]), [250, None, None, None]),
+        (pa.array([2**31, 2**31 - 1, -(2**40), 7]), [None, 2**31 - 1, None, 7]),
+        (pa.array(["250", "x", None, ""]), [None] * 4),
+        (pa.nulls(4), [None] * 4),
+        (pa.array([[1], [], None, [2]]), [None] * 4),
+    ],
+)
+def test_image_size_of_columns_of_other_types(values: pa.Array, expected: list[int | None]) -> None:
+    scored = image_size.score(batch(original_width=values, original_height=values))
+    assert scored.columns[0].to_pylist() == expected
+    assert len(scored.failures) == expected.count(None)
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run directory with fixed random weights."""
@@ -172,6 +188,8 @@ def test_identity_follows_the_weights_not_the_path(run_folder: str, tmp_path: Pa
         ({"filter": "clip_scores"}, ConfigError, "did you mean 'clip_score'"),
         ({"filter": "caption_length", "min": 3}, ConfigError, "field of filter caption_length"),
         ({"name": "x"}, ConfigError, "does not say which filter"),
+        ({"filter": "image_size", "name": "../x"}, ConfigError, "names a file"),
+        ({"filter": "image_size", "name": "pool"}, ConfigError, "give another"),
         ({"filter": "clip_score", "model": "winnow-vit-tiny"}, ConfigError, "names no weights"),
         ({"filter": "clip_score", "model": "winnow-vit-tny"}, ConfigError, "did you mean 'winnow-vit-tiny'"),
         ({"filter": "clip_score", "model": "/no/such/run"}, ModelError, "neither a run directory"),

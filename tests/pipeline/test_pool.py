@@ -30,6 +30,24 @@ def test_parts_of_a_folder_a_glob_and_two_sources(make_pool: MakePool) -> None:
     assert [p.name for p in list_parts(f"{one}::{two}")] == ["0-00000000", "0-00000001", "1-00000000"]
 
 
+def test_parts_of_one_name_in_two_folders_stay_apart(make_pool: MakePool, tmp_path: Path) -> None:
+    make_pool(4, 1, "one"), make_pool(4, 1, "two")
+    for pattern in (f"{tmp_path}/{{one,two}}", f"{tmp_path}/*/*.tar", f"{tmp_path}/{{one,two}}/00000000.tar"):
+        assert [p.name for p in list_parts(pattern)] == ["0-00000000", "1-00000000"]
+
+
+def test_the_parquet_beside_a_tar_is_found_however_it_is_spelled(
+    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pool(4, 1, "one")
+    monkeypatch.chdir(tmp_path / "one")
+    for spelled in ("./00000000.tar", "00000000.tar", "./*.tar", ".", f"{tmp_path}//one/00000000.tar", "../one"):
+        (part,) = list_parts(spelled)
+        assert part.table and part.tar, spelled
+    (tmp_path / "one" / "._0.tar").write_bytes(b"")
+    assert len(list_parts(".")) == 1
+
+
 def test_pool_without_parts(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(PoolError, match=r"no \.tar and no \.parquet"):
@@ -123,6 +141,75 @@ def test_parquet_without_a_needed_column(tmp_path: Path, columns: dict[str, list
     pq.write_table(pa.table(columns), tmp_path / "0.parquet")
     with pytest.raises(PoolError, match=message):
         read_part(list_parts(str(tmp_path))[0])
+
+
+GOOD = {"uid": ["0a" * 16, "0b" * 16], "text": ["a", "b"], "url": ["u", "v"]}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("uid", pa.array(["0A" * 16, None]), ["0a" * 16]),
+        ("uid", pa.array(["0a0a0a0a-0a0a-0a0a-0a0a-0a0a0a0a0a0a", "short"]), ["0a" * 16]),
+        ("uid", pa.array(GOOD["uid"], pa.large_string()), GOOD["uid"]),
+        ("uid", pa.array(GOOD["uid"]).dictionary_encode(), GOOD["uid"]),
+        ("uid", pa.array([b"\x0a" * 16, b"\x0b" * 16], pa.binary(16)), GOOD["uid"]),
+        ("text", pa.array(["a", "b"], pa.large_string()), GOOD["uid"]),
+        ("status", pa.array([1, 2]), []),
+        ("__row__", pa.array([7, 7]), GOOD["uid"]),
+        ("image", pa.array(["x", "y"]), GOOD["uid"]),
+    ],
+)
+def test_columns_of_other_types(tmp_path: Path, column: str, values: pa.Array, expected: list[str]) -> None:
+    pq.write_table(pa.table(GOOD | {column: values}), tmp_path / "0.parquet")
+    part = list_parts(str(tmp_path))[0]
+    read = read_part(part)
+    assert read.table[UID].to_pylist() == expected
+    assert read.num_listed == 2 == read.table.num_rows + sum(read.failed.values())
+    assert [row[ROW] for row in rows_of(part, images=False)] == list(range(len(expected)))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("uid", pa.array([[1], [2]]), "column 'uid' is list"),
+        ("text", pa.array([["a"], ["b"]]), "column 'text' is list"),
+        ("text", pa.array([1.5, 2.5]), "column 'text' is double"),
+    ],
+)
+def test_columns_that_cannot_be_text(tmp_path: Path, column: str, values: pa.Array, message: str) -> None:
+    pq.write_table(pa.table(GOOD | {column: values}), tmp_path / "0.parquet")
+    with pytest.raises(PoolError, match=message):
+        read_part(list_parts(str(tmp_path))[0])
+
+
+@pytest.mark.parametrize("keys", [None, [0, 1]])
+def test_tar_whose_parquet_has_no_usable_key(make_pool: MakePool, keys: list[int] | None) -> None:
+    """Numbering rows instead would pair captions with other rows' images."""
+    pool = make_pool(2, 1)
+    table = pq.read_table(pool / "00000000.parquet").drop_columns(["key"])
+    pq.write_table(table.append_column("key", pa.array(keys)) if keys else table, pool / "00000000.parquet")
+    with pytest.raises(PoolError, match="key"):
+        read_part(list_parts(str(pool))[0])
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        b'{"caption": "\\ud83d", "url": "\\ud83d"}',
+        b'{"original_width": 1' + b"0" * 400 + b"}",
+        b"[" * 100_000,
+        b"[1]",
+        b"\xff",
+    ],
+)
+def test_odd_json_costs_no_row(tmp_path: Path, details: bytes) -> None:
+    with (tmp_path / "0.tar").open("wb") as file:
+        write_rows(
+            file, [TarRow("caf\udce9", (make_member("caf\udce9.jpg", b"j"), make_member("caf\udce9.json", details)))]
+        )
+    (row,) = rows_of(list_parts(str(tmp_path))[0])
+    assert row["original_width"] is None and len(str(row[UID])) == 32
 
 
 def test_metadata_only_and_caption_spelling(tmp_path: Path) -> None:

@@ -109,10 +109,21 @@ def test_part_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     assert result["counts"] == {} and "cannot be read as parquet" in result["broken"]
 
 
-def test_metadata_part_cannot_serve_an_image_filter(tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist([toy_row(0)]), tmp_path / "0.parquet")
+def test_a_column_one_part_lacks_costs_only_its_own_scores(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([toy_row(0), toy_row(1)]), tmp_path / "0.parquet")
     result = score_part(list_parts(str(tmp_path))[0], filters=BOTH, out=str(tmp_path / "out"))
-    assert "needs columns ['image'], which the pool lacks" in result["broken"]
+    assert result["broken"] is None
+    assert result["counts"]["chars"]["kept"] == result["counts"]["pool"]["read"] == 2
+    assert result["counts"]["bytes"]["failed"] == {"missing_column": 2}
+    assert pq.read_table(tmp_path / "out" / "bytes" / "0.parquet")["num_bytes"].null_count == 2
+
+
+def test_a_clean_part_can_be_scored_again(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([toy_row(0)]), tmp_path / "0.parquet")
+    part = list_parts(str(tmp_path))[0]
+    for version in (1, 2):
+        newer = replace(TEXT_FILTER, version=version)
+        assert score_part(part, filters=[newer], out=str(tmp_path / "out"))["scored"] == 1
 
 
 def test_empty_part(tmp_path: Path) -> None:

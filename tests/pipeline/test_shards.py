@@ -12,12 +12,22 @@ from toy import render, toy_row, write_part
 
 from pipeline.errors import ConfigError, PoolError
 from pipeline.pool import Part, list_parts
-from pipeline.shards import ShardConfig, drop_plan, finish_folder, plan_part, plan_shards, prepare_folder, write_shard
+from pipeline.shards import (
+    ShardConfig,
+    claim_folder,
+    drop_plan,
+    finish_folder,
+    plan_part,
+    plan_shards,
+    prepare_folder,
+    write_shard,
+)
 from pipeline.subset import write_subset
 from pipeline.tars import read_rows
 from pipeline.uid import parse_uids
 
 MakePool = Callable[..., Path]
+TRAIN_MANIFEST = '{"identity": "x", "stage": "train", "config": {}, "parents": {}, "counts": {}, "facts": {}}'
 
 
 def write_all(
@@ -120,7 +130,6 @@ def test_shards_do_not_depend_on_who_writes_them(make_pool: MakePool, tmp_path: 
     write_all(pool, uids, out, rows_per_shard=6)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     subset, parts = str(tmp_path / "subset.npy"), list_parts(str(pool))
-    (out / "manifest.json").write_text("{}")  # winnow finished here once, so it may write again
     prepare_folder(str(out), "other")
     lines = [plan_part(part, subset_url=subset, out=str(out))["lines"] for part in reversed(parts)][::-1]
     plans = plan_shards(parts, lines, 6)
@@ -140,11 +149,59 @@ def test_half_written_folder_goes_on_and_stale_shards_go(make_pool: MakePool, tm
     assert not (out / "00000000.tar").exists()
 
 
-def test_nobody_elses_tars_are_overwritten(make_pool: MakePool) -> None:
+@pytest.mark.parametrize("name", ["thesis.txt", "00000000.tar", "sizes.json", "manifest.json"])
+def test_nobody_elses_files_are_touched(make_pool: MakePool, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("{}" if name != "manifest.json" else TRAIN_MANIFEST)
+    with pytest.raises(PoolError, match="Name an empty folder"):
+        claim_folder(str(out), [])
     pool = make_pool(4, 1)
-    with pytest.raises(PoolError, match="winnow did not write"):
-        prepare_folder(str(pool), "one")
-    assert (pool / "00000000.tar").exists()
+    with pytest.raises(PoolError, match="Name an empty folder"):
+        claim_folder(f"{pool}/", list_parts(str(pool)))
+    assert [p.name for p in out.iterdir()] == [name] and (pool / "00000000.tar").exists()
+
+
+def test_a_claimed_folder_may_be_written_again(tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    claim_folder(str(out), [])
+    (out / "00000000.tar").write_bytes(b"killed here")
+    claim_folder(str(out), [])
+
+
+def test_pool_of_tars_alone_and_our_own_shards_can_be_sharded(make_pool: MakePool, tmp_path: Path) -> None:
+    pool, uids = make_pool(8, 1), [uid(n) for n in range(8)]
+    (pool / "00000000.parquet").unlink()
+    assert write_all(pool, uids, tmp_path / "one", rows_per_shard=3)["rows"] == 8
+    assert write_all(tmp_path / "one", uids[:5], tmp_path / "two", rows_per_shard=3)["rows"] == 5
+    assert pq.read_table(tmp_path / "two" / "00000000.parquet")["source_part"].to_pylist()[0] == "00000000"
+
+
+def test_rows_of_two_sources_with_equal_keys_stay_apart(make_pool: MakePool, tmp_path: Path) -> None:
+    one, two = make_pool(4, 1, "one"), make_pool(4, 1, "two")
+    table = pq.read_table(two / "00000000.parquet")
+    others = [f"{n:032x}" for n in range(4)]
+    pq.write_table(table.set_column(table.column_names.index("uid"), "uid", pa.array(others)), two / "00000000.parquet")
+    out = tmp_path / "shards"
+    write_all(Path(f"{one}::{two}"), [uid(2), others[2]], out, rows_per_shard=10)
+    assert keys_of(out) == [["000000002", "000000002-1"]]
+    assert len(list_parts(str(out))) == 1 and len(list(read_rows(str(out / "00000000.tar")))) == 2
+
+
+def test_uid_of_several_rows_is_written_once_for_each(tmp_path: Path) -> None:
+    rows = [toy_row(n) for n in range(3)]
+    rows[1]["uid"] = rows[0]["uid"]
+    write_part(tmp_path / "p", "0", rows, {row["key"]: render("red", n) for n, row in enumerate(rows)})
+    write_all(tmp_path / "p", [uid(0)], tmp_path / "out", rows_per_shard=10)
+    assert keys_of(tmp_path / "out") == [["000000000", "000000001"]]
+
+
+def test_columns_of_types_that_do_not_mix_become_text(tmp_path: Path) -> None:
+    for name, width in (("0", 200), ("1", "200px")):
+        row = toy_row(int(name)) | {"original_width": width}
+        write_part(tmp_path / "p", name, [row], {row["key"]: render("red")})
+    write_all(tmp_path / "p", [uid(0), uid(1)], tmp_path / "out", rows_per_shard=10)
+    assert pq.read_table(tmp_path / "out" / "00000000.parquet")["original_width"].to_pylist() == ["200", "200px"]
 
 
 def test_rows_per_shard_is_positive() -> None:

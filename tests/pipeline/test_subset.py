@@ -56,9 +56,14 @@ def test_files_that_would_mislead_are_refused(tmp_path: Path, array: np.ndarray,
         read_subset(str(tmp_path / "s.npy"))
 
 
-def test_absent_and_pickled_files(tmp_path: Path) -> None:
+def test_absent_bare_odd_and_pickled_files(tmp_path: Path) -> None:
     with pytest.raises(PoolError, match="no subset file"):
         read_subset(str(tmp_path / "none.npy"))
     np.save(tmp_path / "p.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(PoolError, match=r"not a numpy \.npy file"):
+    (tmp_path / "raw").write_bytes(uids((1, 2), (3, 4)).tobytes())
+    assert read_subset(str(tmp_path / "raw")).tolist() == [(1, 2), (3, 4)]
+    (tmp_path / "odd").write_bytes(b"17 bytes, no uids")
+    with pytest.raises(PoolError, match="neither"):
+        read_subset(str(tmp_path / "odd"))
+    with pytest.raises(PoolError, match=r"neither a \.npy file"):
         read_subset(str(tmp_path / "p.npy"))

@@ -94,6 +94,48 @@ def test_damaged_header_stops_with_a_position(tmp_path: Path) -> None:
         list(read_rows(str(tmp_path / "bad.tar")))
 
 
+def test_members_that_do_not_stand_together(tmp_path: Path) -> None:
+    mixed = [row("a", jpg=b"1"), row("b", jpg=b"2"), row("a", txt=b"3")]
+    rows = read_rows(write(tmp_path / "a.tar", mixed))
+    assert [next(rows).key, next(rows).key] == ["a", "b"]
+    with pytest.raises(BrokenTar, match="do not stand together"):
+        next(rows)
+
+
+def test_leading_dot_slash_is_no_part_of_a_key(tmp_path: Path) -> None:
+    assert [r.key for r in read_rows(write(tmp_path / "a.tar", [row("./a", jpg=b"1"), row("./b", jpg=b"2")]))] == [
+        "a",
+        "b",
+    ]
+
+
+def test_tars_joined_in_one_file_are_refused(tmp_path: Path) -> None:
+    whole = Path(write(tmp_path / "a.tar")).read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole + whole)
+    with pytest.raises(BrokenTar, match="goes on after its end mark"):
+        list(read_rows(str(tmp_path / "b.tar")))
+
+
+@pytest.mark.parametrize("size", [-512, -1, 1 << 38, 1 << 60])
+@pytest.mark.parametrize("only_headers", [False, True])
+def test_absurd_sizes(tmp_path: Path, size: int, only_headers: bool) -> None:
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % (1 << 88)).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + b"x" * 700)
+    with pytest.raises(BrokenTar):
+        list(read_rows(str(tmp_path / "a.tar"), contents=not only_headers))
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.type = tarfile.GNUTYPE_SPARSE
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(BrokenTar, match="sparse"):
+        list(read_rows(str(tmp_path / "a.tar")))
+
+
 def test_not_a_tar_and_absurd_name_header(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"this is no tar" * 100)
     with pytest.raises(BrokenTar):

@@ -149,7 +149,7 @@ def decode_row(row: LabelledImage, geometry: Geometry) -> "np.ndarray[Any, np.dt
         return np.array(geometry(decode_image(row.content)))
     except UnreadableImage as error:
         return LostImage(row.name, REASON_UNREADABLE_IMAGE, str(error))
-    except Exception as error:  # a shape that cannot be resized, such as 1 x 60000
+    except Exception as error:  # the transform cannot take this mode or shape
         return LostImage(row.name, REASON_UNREADABLE_IMAGE, f"{type(error).__name__}: {error}")
 
 

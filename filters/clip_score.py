@@ -106,7 +106,7 @@ def _decode(transform: Any, job: tuple[bytes | None, str | None, str | None]) ->
         return tensor
     except UnreadableImage as error:
         return REASON_UNREADABLE_IMAGE, str(error)
-    except Exception as error:  # a shape that cannot be resized, such as 1 x 60000
+    except Exception as error:  # the transform cannot take this mode or shape
         return REASON_UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"
 
 

@@ -65,8 +65,9 @@ def check_needs(filter: Filter, columns: list[str]) -> None:
     """Raise PoolError unless the pool has every column the filter reads."""
     missing = [column for column in filter.needs if column not in columns]
     if missing:
+        own = sorted(column for column in columns if not column.startswith("__"))
         raise PoolError(
-            f"filter {filter.name!r} needs columns {missing}, which the pool lacks (it has {sorted(columns)}). "
+            f"filter {filter.name!r} needs columns {missing}, which the pool lacks (it has {own}). "
             "Add them to the pool's parquet or leave the filter out of the recipe."
         )
 

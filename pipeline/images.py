@@ -15,6 +15,8 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 """What img2dataset writes and the evaluation sets on the hub hold, by Pillow's names."""
 MAX_PIXELS = 1 << 26
 """A larger image is a decompression bomb, or a mistake; Pillow itself warns from 89 M pixels and raises from 179 M."""
+MAX_ASPECT = 256
+"""Longer side / shorter side.  CLIP's transforms bring the shorter side up to the model's: 1 x 60,000 px is a bomb too."""
 MAX_MESSAGE_CHARS = 200
 
 
@@ -41,6 +43,8 @@ def open_image(content: bytes, *, side_px: int | None = None) -> "Image.Image":
         image = _open_header(content)
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImage(f"{image.width} x {image.height} px is over the limit of {MAX_PIXELS:,} px")
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise UnreadableImage(f"{image.width} x {image.height} px is longer than {MAX_ASPECT} times its width")
         if side_px is not None:
             image.draft("RGB", (side_px, side_px))
         image.load()

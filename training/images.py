@@ -1,4 +1,4 @@
-"""Decoded image -> cropped pixels -> normalised floats: open_clip's train transform, taken apart so that none is wasted.
+"""Image -> cropped pixels -> normalised floats: open_clip's train transform, taken apart so that none is wasted.
 
 The transform is RandomResizedCrop (bicubic, antialiased), RGB, ToTensor, Normalize.  Here the crop's randomness comes
 from given numbers instead of torch's global state, batches travel as uint8, and normalising happens once per batch on

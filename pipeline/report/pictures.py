@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from pipeline.errors import PoolError
-from pipeline.images import UnreadableImage, open_image
+from pipeline.images import open_image
 from pipeline.pool import Part, list_parts, read_part
 from pipeline.report.blocks import Picture, Strip
 from pipeline.report.distributions import Ranked, Shortlist
@@ -153,7 +153,7 @@ def make_thumbnail(image: bytes, *, side_px: int = THUMBNAIL_PX) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = _shrink(open_image(image, side_px=side_px), side_px)
-    except UnreadableImage:
+    except Exception:  # UnreadableImage, or a transparency that Pillow cannot apply
         return None
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eval38.embed import MAX_PIXELS, Encoder, build_class_vectors, decode_batches, decode_image, split_transform
+from eval38.embed import Encoder, build_class_vectors, decode_batches, decode_row, split_transform
 from eval38.rows import LabelledImage, LostImage
 from pipeline.clip_model import open_model
 from pipeline.errors import ModelError
+from pipeline.images import MAX_PIXELS
 
 
 def _encode(image: Image.Image, form: str = "PNG") -> bytes:
@@ -41,8 +42,9 @@ def test_images_get_the_bits_of_the_models_transform(encoder: Encoder) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
 def test_every_mode_is_read_as_rgb(encoder: Encoder, mode: str) -> None:
     image = _noise(1).convert("I").convert(mode) if mode == "I;16" else _noise(1).convert(mode)
-    pixels = decode_image(LabelledImage("a", 0, _encode(image)), encoder.geometry)
+    pixels = decode_row(LabelledImage("a", 0, _encode(image)), encoder.geometry)
     assert not isinstance(pixels, LostImage) and pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.array(encoder.geometry(image.convert("RGB"))))  # before it is resized
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 64, 100])
@@ -71,13 +73,13 @@ def test_an_error_in_the_rows_reaches_the_caller(encoder: Encoder) -> None:
     ("content", "message"),
     [
         (b"", "not an image"),
-        (b"GIF8", "not an image"),
+        (_encode(_noise(2), "GIF"), "not an image"),
         (_encode(_noise(2), "JPEG")[:-400], "truncated"),
-        (_encode(Image.new("1", (MAX_PIXELS // 1000 + 1, 1000))), "80,000,000 px"),
+        (_encode(Image.new("1", (MAX_PIXELS // 1000 + 1, 1000))), "over the limit"),
     ],
 )
 def test_unreadable_image_says_why(encoder: Encoder, content: bytes, message: str) -> None:
-    found = decode_image(LabelledImage("0.tar:a", 0, content), encoder.geometry)
+    found = decode_row(LabelledImage("0.tar:a", 0, content), encoder.geometry)
     assert isinstance(found, LostImage) and found.reason == "unreadable_image"
     assert message in found.message and " at 0x" not in found.message
 

@@ -146,6 +146,26 @@ def test_clip_score_is_the_models_own_cosine(run_folder: str) -> None:
     assert [name for name, _ in filter.makes] == ["dfn_similarity_score", "dfn_img", "dfn_txt"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("P", "PNG"), ("L", "JPEG"), ("1", "PNG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("RGB", "WEBP")]
+)
+def test_clip_score_gives_the_model_what_open_clip_gives_it(run_folder: str, mode: str, kind: str) -> None:
+    """open_clip makes RGB after resizing, which for a palette is not the same as before."""
+    import io
+
+    import torch
+    from PIL import Image
+
+    from filters.clip_score import _decode
+    from pipeline.clip_model import open_model
+
+    file, transform = io.BytesIO(), open_model(run_folder).eval_transform
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(file, kind)
+    found = _decode(transform, (file.getvalue(), None, "a"))
+    assert isinstance(found, torch.Tensor) and torch.equal(found, transform(Image.open(file)))
+
+
 def test_clip_score_names_every_bad_row_and_scores_the_rest(run_folder: str) -> None:
     filter = build_filter({"filter": "clip_score", "model": run_folder})
     good, bomb = render("red"), render("red", kind="PNG")

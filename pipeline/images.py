@@ -16,7 +16,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 1 << 26
 """A larger image is a decompression bomb, or a mistake; Pillow itself warns from 89 M pixels and raises from 179 M."""
 MAX_ASPECT = 256
-"""Longer side / shorter side.  CLIP's transforms bring the shorter side up to the model's: 1 x 60,000 px is a bomb too."""
+"""Longer side / shorter side.  CLIP's transforms bring the shorter side up to the model's: 1 x 60,000 px is a bomb."""
 MAX_MESSAGE_CHARS = 200
 
 

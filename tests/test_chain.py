@@ -83,10 +83,13 @@ def make_places(folder: Path) -> list[str]:
     return [*words, "--truth", str(folder / "truth.parquet"), "--right-kinds", "good"]
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+"""Sums of floats depend on the number of threads, so runs that must be equal need the same."""
+
+
 def winnow(words: list[str], *, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "jobs", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=ENVIRONMENT)
 
 
 def artifacts(out: Path) -> dict[str, bytes]:
@@ -161,7 +164,8 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
 ) -> None:
     words, out, _ = finished
     command = [sys.executable, "-m", "jobs", *words, "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, start_new_session=True, env=ENVIRONMENT, **quiet)
     deadline = time.monotonic() + 200
     while not (tmp_path / "out" / after).exists():
         assert time.monotonic() < deadline and process.poll() is None

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from eval38.classify import classify, spell_prompts
 from eval38.config import EvalConfig
 from eval38.embed import Encoder
@@ -27,7 +25,7 @@ from eval38.results import (
 from eval38.rows import EvalSet, has_data, read_set
 from eval38.summary import summarize
 from eval38.tasks import TASKS, Task, find_task, folder_of, own_task
-from pipeline.clip_model import open_model
+from pipeline.clip_model import open_model, pick_device
 from pipeline.config import as_mapping
 from pipeline.errors import EvalError
 from pipeline.manifest import Manifest, hash_json, read_manifest, write_manifest
@@ -175,10 +173,3 @@ def _check_any_done(plan: Plan, done: Mapping[str, Row], broken: Mapping[str, st
         f"{task.key}: {broken.get(task.key, f'kind {task.kind!r} is not implemented yet')}" for task in plan.asked
     ]
     raise EvalError("no task could be evaluated:\n" + "\n".join(reasons))
-
-
-def pick_device(device: str) -> str:
-    """Return the device to run on: `auto` is cuda when there is one, else cpu."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clip_model import OpenedClip, embed_dim_of, find_clip, open_model, sha256_of_model
+from pipeline.clip_model import OpenedClip, embed_dim_of, find_clip, open_model, pick_device, sha256_of_model
 from pipeline.config import config
 from pipeline.contract import Failure, Filter, Score, Scored
 from pipeline.errors import ConfigError
@@ -72,8 +72,7 @@ def load(options: Options) -> Score:
     """Return a scoring function with the model open on its device."""
     import torch
 
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(found if options.device == "auto" else options.device)
+    device = torch.device(pick_device(options.device))
     clip = open_model(options.model, device=device)
     return partial(score, clip, device, options.batch_size)
 

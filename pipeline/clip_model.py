@@ -179,6 +179,13 @@ def _measure_embed_dim(module: Any, tokenize: Any) -> int:
         return int(module.encode_text(tokens).shape[-1])
 
 
+def pick_device(device: str) -> str:
+    """Return the device to run on: `auto` is cuda when there is one, else cpu; any other name is kept."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
 def embed_dim_of(model: str) -> int:
     """Return the width of a model's embeddings; a hub model is opened to learn it."""
     source = find_clip(model)

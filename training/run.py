@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.clip_model import HUB_PREFIX, ClipSource, find_clip, open_model, sha256_of_model
+from pipeline.clip_model import HUB_PREFIX, ClipSource, find_clip, open_model, pick_device, sha256_of_model
 from pipeline.errors import ModelError, StageError
 from pipeline.manifest import Counts, Manifest, find_done, hash_json, write_manifest
 from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RESUME, RUN_MODEL
@@ -70,7 +70,7 @@ def train(
 
 def choose_device(device: str) -> torch.device:
     """Return the device named; `auto` is a GPU if there is one.  There, float32 matmuls use TF32, as open_clip's."""
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = torch.device(pick_device(device))
     if place.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     return place

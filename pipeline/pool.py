@@ -91,15 +91,14 @@ def list_parts(pool: str) -> list[Part]:
     stems = dict.fromkeys(url[: -len(_suffix(url))] for url in urls if not name_of(url).startswith("."))
     if not stems:
         raise PoolError(f"pool {pool!r} has no .tar and no .parquet file. Name the folder that img2dataset wrote to.")
-    folders = {_folder_of(stem): number for number, stem in reversed(list(enumerate(stems)))}
+    folders = list(dict.fromkeys(map(_folder_of, stems)))
     present = {folder: {name_of(url) for url in list_folder(folder)} for folder in folders}
-    order = {folder: place for place, folder in enumerate(sorted(folders, key=folders.__getitem__))}
     parts = []
     for stem in stems:
-        folder, names = _folder_of(stem), present[_folder_of(stem)]
-        tar, table = (stem + s if name_of(stem) + s in names else None for s in (TAR_SUFFIX, PARQUET_SUFFIX))
-        prefix = f"{order[folder]}-" if len(folders) > 1 else ""
-        parts.append(Part(prefix + name_of(stem), tar, table))
+        name, folder = name_of(stem), _folder_of(stem)
+        tar, table = (stem + s if name + s in present[folder] else None for s in (TAR_SUFFIX, PARQUET_SUFFIX))
+        prefix = f"{folders.index(folder)}-" if len(folders) > 1 else ""
+        parts.append(Part(prefix + name, tar, table))
     return parts
 
 

@@ -208,7 +208,7 @@ def test_identity_follows_the_weights_not_the_path(run_folder: str, tmp_path: Pa
         ({"filter": "clip_scores"}, ConfigError, "did you mean 'clip_score'"),
         ({"filter": "caption_length", "min": 3}, ConfigError, "field of filter caption_length"),
         ({"name": "x"}, ConfigError, "does not say which filter"),
-        ({"filter": "image_size", "name": "../x"}, ConfigError, "names a file"),
+        ({"filter": "image_size", "name": "../x"}, ConfigError, "columns are named after it"),
         ({"filter": "image_size", "name": "pool"}, ConfigError, "give another"),
         ({"filter": "clip_score", "model": "winnow-vit-tiny"}, ConfigError, "names no weights"),
         ({"filter": "clip_score", "model": "winnow-vit-tny"}, ConfigError, "did you mean 'winnow-vit-tiny'"),

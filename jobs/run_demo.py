@@ -17,7 +17,7 @@ from pipeline.storage import exists, join, write_bytes
 EXAMPLE = """  winnow demo
   winnow demo --quick --out /tmp/demo"""
 POOL_ROWS, CLEAN_ROWS, TASK_IMAGES, ROWS_PER_PART = 6000, 2000, 1024, 1000
-QUICK = ("networks.clip.train.samples=6400", "networks.dfn.train.samples=6400", "train.samples=9600")
+QUICK = ("networks.clip.train.samples=5120", "networks.dfn.train.samples=5120", "train.samples=8000")
 """Overrides of --quick: fewer samples seen; pool, rules and tasks stay."""
 
 

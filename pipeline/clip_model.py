@@ -57,7 +57,6 @@ class OpenedClip:
     """PIL image -> float32 (3, H, W), resize and centre crop."""
     tokenize: Any
     """list[str] -> int64 (N, context_length)."""
-    image_size_px: int
     embed_dim: int
 
 
@@ -165,9 +164,7 @@ def open_model(model: str, *, device: "str | torch.device" = "cpu") -> OpenedCli
     except Exception as error:
         raise ModelError(_why_not_opened(model, source, error)) from error
     module.eval()
-    size = module.visual.image_size
-    side_px = size[0] if isinstance(size, tuple) else int(size)
-    return OpenedClip(module, train_transform, eval_transform, tokenize, side_px, _measure_embed_dim(module, tokenize))
+    return OpenedClip(module, train_transform, eval_transform, tokenize, _measure_embed_dim(module, tokenize))
 
 
 def _measure_embed_dim(module: Any, tokenize: Any) -> int:

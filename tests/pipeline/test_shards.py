@@ -167,6 +167,7 @@ def test_a_claimed_folder_may_be_written_again(tmp_path: Path) -> None:
     claim_folder(str(out), [])
     (out / "00000000.tar").write_bytes(b"killed here")
     claim_folder(str(out), [])
+    assert (out / "00000000.tar").read_bytes() == b"killed here"
 
 
 def test_pool_of_tars_alone_and_our_own_shards_can_be_sharded(make_pool: MakePool, tmp_path: Path) -> None:

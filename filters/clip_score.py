@@ -2,7 +2,7 @@
 
 A data filtering network is this filter with another model (Fang et al. 2023, arXiv:2309.17425, section 3).  Both
 embeddings are stored as float16, as CommonPool's npz files hold them, so later filters need no second pass.
-The model stays open in its worker from part to part; images are decoded in threads while the model runs.
+The model stays open in its worker from part to part; the images of a batch are decoded in threads.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ from training.run import train
 STAGES = ("networks", "score", "select", "shards", "train", "eval")
 EXAMPLE = """  winnow run dfn-tiny --pool pools/cifar-web --clean pools/cifar-hq --eval-data eval --out out
   winnow run dfn-tiny --pool pools/openstax --clean pools/cifar-hq --out out2 --until shards
-  winnow run my.yaml --pool s3://bucket/pool --out /data/run --master spark://host:7077 train.samples=12800000"""
+  winnow run my.yaml --pool pool --out out3 --master 'local[8]' train.samples=12800000"""
 
 
 def run_recipe(

@@ -177,11 +177,12 @@ def write_shard(plan: ShardPlan, *, out: str, keys: str) -> dict[str, Any]:
     if exists(stats_url):  # written last, so tar and parquet are whole
         return {"rows": json.loads(read_bytes(stats_url))["successes"]}
     taken: set[str] = set()
-    tables = [_describe_rows(piece.part, _read_plan(out, piece), keys, taken) for piece in plan.pieces]
+    pieces = [(piece.part, _read_plan(out, piece)) for piece in plan.pieces]
+    tables = [_describe_rows(part, lines, keys, taken) for part, lines in pieces]
     with write_atomic(join(out, name + TAR_SUFFIX)) as file:
         position = 0
-        for piece, table in zip(plan.pieces, tables, strict=True):
-            for packed in _copy_rows(piece.part, _read_plan(out, piece), table):
+        for (part, lines), table in zip(pieces, tables, strict=True):
+            for packed in _copy_rows(part, lines, table):
                 position += file.write(packed)
         write_end(file, position)
     sidecar = _stack(tables)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.arguments import job, make_parser
-from jobs.stages import calibrate
+from jobs.stage_select import calibrate
 
 EXAMPLE = """  winnow dfn calibrate --scores out/scores --by dfn_similarity_score --fraction 0.15
   winnow dfn calibrate --scores out/scores --by dfn_similarity_score --count 1000000"""

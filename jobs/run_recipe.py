@@ -12,7 +12,10 @@ from eval38.evaluate import evaluate
 from eval38.table import format_comparison
 from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
 from jobs.recipes import NETWORK_PREFIX, Recipe, load_recipe
-from jobs.stages import SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, run_score, run_select, run_shards, timed
+from jobs.stage_score import run_score
+from jobs.stage_select import run_select
+from jobs.stage_shards import run_shards
+from jobs.stages import SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
 from pipeline.config import as_mapping
 from pipeline.errors import ConfigError, check_name
 from pipeline.manifest import Manifest, read_manifest

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
 from jobs.recipes import load_recipe
-from jobs.stages import run_score
+from jobs.stage_score import run_score
 from pipeline.manifest import Manifest
 from pipeline.spark import lazy_session
 

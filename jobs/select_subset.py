@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
 from jobs.recipes import load_recipe
 from jobs.score_pool import print_counts
-from jobs.stages import run_select
+from jobs.stage_select import run_select
 from pipeline.errors import ConfigError
 from pipeline.spark import lazy_session
 

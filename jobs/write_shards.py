@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
 from jobs.recipes import load_recipe
 from jobs.score_pool import print_counts
-from jobs.stages import run_shards
+from jobs.stage_shards import run_shards
 from pipeline.spark import lazy_session
 
 EXAMPLE = """  winnow shards --pool pool --subset subsets/dfn.npy --out shards/dfn

@@ -1,26 +1,37 @@
 """List, read and atomically write files on any fsspec URL (a local path is the common case).
 
-Every artifact is written to a temporary name in its own folder and renamed, so a reader sees all of it or nothing.
-On an object store the rename is the store's own copy-and-delete; the manifest written last is what publishes.
+A reader sees all of a file or nothing.  Where names can be moved (local, hdfs, sftp) a file is written to a temporary
+name in its own folder and renamed.  On an object store the upload is the transaction: it becomes visible when it is
+completed and is given up on an error, so nothing is copied.  A process killed during an upload of many parts leaves
+parts that nobody sees and the store bills: set a lifecycle rule that ends unfinished multipart uploads.
+
+Other processes write too: every question about a remote store is asked of the store and never of fsspec's listings
+cache.  Raises StorageError for what the store refuses; a file that is absent stays a FileNotFoundError.
 """
 
+import errno
+import functools
 import hashlib
 import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 from braceexpand import braceexpand
 
 from pipeline.errors import PoolError
+from pipeline.filesystem import OBJECT_STORES, explained, find_filesystem, protocol_of, writing
 
 CHUNK_BYTES = 1 << 20
 MAX_READ_BYTES = 64 << 20
 """A file may promise any size; memory is asked for in pieces of what is really there."""
+BATCH_BYTES, BATCH_RANGES = 16 << 20, 256
+"""What read_ranges asks a remote store for at once."""
+READ_AHEAD_BYTES = 8 << 20
+"""What reading a remote file from front to end asks for at once (s3fs would take 50 MiB, also for a footer)."""
 
 
 def is_local(url: str) -> bool:
@@ -38,25 +49,29 @@ def name_of(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return filesystem, path
+def _folder_of(url: str) -> str:
+    return url.rsplit("/", 1)[0] if "/" in url else "."
 
 
 def exists(url: str) -> bool:
     """Return whether a file or folder is there."""
     if is_local(url):
         return Path(url).exists()
-    filesystem, path = _filesystem(url)
-    return bool(filesystem.exists(path))
+    filesystem, path = find_filesystem(url)
+    with explained(url):
+        return bool(filesystem.exists(path))
 
 
 def is_folder(url: str) -> bool:
     """Return whether `url` names a folder that exists."""
     if is_local(url):
         return Path(url).is_dir()
-    filesystem, path = _filesystem(url)
-    return bool(filesystem.isdir(path))
+    filesystem, path = find_filesystem(url)
+    try:
+        with explained(url):
+            return bool(filesystem.info(path)["type"] == "directory")
+    except FileNotFoundError:
+        return False
 
 
 def list_folder(url: str) -> list[str]:
@@ -64,11 +79,27 @@ def list_folder(url: str) -> list[str]:
     if is_local(url):
         folder = Path(url)
         return sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
-    filesystem, path = _filesystem(url)
-    if not filesystem.isdir(path):
-        return []
-    found = [entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"]
-    return sorted(str(filesystem.unstrip_protocol(name)) for name in found)
+    return sorted(_list_remote(url))
+
+
+def list_sizes(url: str) -> dict[str, int]:
+    """Return name -> bytes of the files directly in a folder, from one listing; {} when it does not exist."""
+    if is_local(url):
+        return {name_of(file): Path(file).stat().st_size for file in list_folder(url)}
+    return {name_of(file): info["size"] for file, info in sorted(_list_remote(url).items())}
+
+
+def _list_remote(url: str) -> dict[str, dict[str, Any]]:
+    """Return URL -> fsspec's details of the files directly in a remote folder; {} when it does not exist."""
+    filesystem, path = find_filesystem(url)
+    try:
+        with explained(url):
+            entries = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    itself = path.rstrip("/")
+    files = [e for e in entries if e["type"] == "file" and e["name"].rstrip("/") != itself]
+    return {str(filesystem.unstrip_protocol(e["name"])): e for e in files}
 
 
 def expand(pattern: str) -> list[str]:
@@ -80,14 +111,21 @@ def expand(pattern: str) -> list[str]:
     urls: list[str] = []
     for source in pattern.split("::"):
         try:
-            spelled = [source] if exists(source) else list(braceexpand(source))
+            spelled = [source] if "{" not in source or exists(source) else list(braceexpand(source))
         except ValueError:  # braceexpand's UnbalancedBracesError
             raise PoolError(f"{source!r} has a brace that is not closed, as in {{00000..00099}}.") from None
-        found: list[str] = [url for one in spelled for url in _expand_one(one)]
+        found = _expand_one(source) if len(spelled) == 1 else list(_expand_range(spelled))
         if not found:
             raise PoolError(f"{source!r} matches no file. Name a folder, a glob or a {{00000..00099}}.tar range.")
         urls += found
     return urls
+
+
+def _expand_range(spelled: Sequence[str]) -> Iterator[str]:
+    """Yield what each spelled source names; files are looked up in one listing of their folder, not one by one."""
+    present = functools.cache(lambda folder: frozenset(map(name_of, list_folder(folder))))
+    for source in spelled:
+        yield from [source] if name_of(source) in present(_folder_of(source)) else _expand_one(source)
 
 
 def _expand_one(source: str) -> list[str]:
@@ -97,33 +135,122 @@ def _expand_one(source: str) -> list[str]:
         return [source]
     if not any(c in source for c in "*?["):
         raise PoolError(f"{source!r} does not exist.")
-    filesystem, path = _filesystem(source)
-    found = sorted(str(p) for p in filesystem.glob(path))
+    filesystem, path = find_filesystem(source)
+    with explained(source):
+        found = sorted(str(p) for p in filesystem.glob(path))
     return found if is_local(source) else [str(filesystem.unstrip_protocol(p)) for p in found]
 
 
 def open_file(url: str, mode: str = "rb") -> IO[Any]:
-    """Return an open binary (default) or text file."""
+    """Return an open binary (default) or text file; a remote one is read READ_AHEAD_BYTES at a time."""
     if is_local(url):
         return open(url, mode)  # noqa: PTH123
-    filesystem, path = _filesystem(url)
-    opened: IO[Any] = filesystem.open(path, mode)
-    return opened
+    filesystem, path = find_filesystem(url)
+    block = {"block_size": READ_AHEAD_BYTES} if "r" in mode else {}
+    with explained(url):
+        opened: IO[Any] = filesystem.open(path, mode, **block)
+        return opened
 
 
 def read_bytes(url: str) -> bytes:
     """Return the whole file."""
+    if is_local(url):
+        return Path(url).read_bytes()
+    filesystem, path = find_filesystem(url)
+    with explained(url):
+        return bytes(filesystem.cat_file(path))
+
+
+def read_ranges(url: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """Yield the bytes [start, end) of each span, in order, reading little else of the file.
+
+    A local file is opened once; of a remote one the ranges are asked for in batches of BATCH_BYTES and BATCH_RANGES, so
+    memory is bounded by a batch (or by one span, if that is larger).
+    Raises PoolError when the file is shorter than a span.
+    """
+    pieces = _read_local_ranges(url, spans) if is_local(url) else _read_remote_ranges(url, spans)
+    for (start, end), piece in zip(spans, pieces, strict=True):
+        if len(piece) < end - start:
+            raise PoolError(
+                f"{url} holds {len(piece)} of the bytes {start} to {end}: it is shorter than when it was listed. "
+                "Put the file back, or run the command again to read it anew."
+            )
+        yield piece
+
+
+def _read_local_ranges(url: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
     with open_file(url) as file:
-        content: bytes = file.read()
-        return content
+        for start, end in spans:
+            file.seek(start)
+            yield read_exactly(file, end - start)
+
+
+def _read_remote_ranges(url: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """Yield each span's bytes, fewer where the file ends before; an empty span is not asked for (S3 sends the file)."""
+    filesystem, path = find_filesystem(url)
+    for batch in _batch_spans(spans):
+        starts, ends = ([span[edge] for span in batch if span[0] < span[1]] for edge in (0, 1))
+        found = iter(filesystem.cat_ranges([path] * len(starts), starts, ends))
+        for start, end in batch:
+            piece = next(found) if start < end else b""
+            yield _explain_range(url, end, piece) if isinstance(piece, Exception) else piece
+
+
+def _explain_range(url: str, end: int, error: Exception) -> bytes:
+    """Return b"" when a range was refused because the file is shorter; raise the error otherwise."""
+    with explained(url):
+        if not isinstance(error, OSError) or isinstance(error, PermissionError) or fingerprint(url)["size"] >= end:
+            raise error
+    return b""
+
+
+def _batch_spans(spans: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield the spans in runs of at most BATCH_RANGES, and of BATCH_BYTES unless one span alone is larger."""
+    batch: list[tuple[int, int]] = []
+    num_bytes = 0
+    for start, end in spans:
+        if batch and (len(batch) == BATCH_RANGES or num_bytes + end - start > BATCH_BYTES):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append((start, end))
+        num_bytes += end - start
+    if batch:
+        yield batch
 
 
 @contextmanager
 def write_atomic(url: str) -> Iterator[IO[bytes]]:
-    """Yield a binary file that becomes `url` when the block ends without an error, and vanishes otherwise."""
-    temporary = join(url.rsplit("/", 1)[0] if "/" in url else ".", f".tmp-{uuid.uuid4().hex}-{name_of(url)}")
+    """Yield a binary file that becomes `url` when the block ends without an error, and vanishes otherwise.
+
+    What stood at `url` before stays readable until then.
+    """
+    writer = _upload if protocol_of(url) in OBJECT_STORES else _write_and_rename
+    with writer(url) as file:
+        yield file
+
+
+@contextmanager
+def _upload(url: str) -> Iterator[IO[bytes]]:
+    """Yield a file whose upload is completed at the end of the block, or given up; no folder and no bucket is made."""
+    filesystem, path = find_filesystem(url)
+    with explained(url):
+        file = filesystem.open(path, "wb")
     try:
-        with _open_new(temporary) as file:
+        yield file
+        with explained(url):
+            file.close()
+    except BaseException:
+        file.closed = True  # else fsspec completes the upload when the object is collected
+        with explained(url):
+            file.discard()
+        raise
+
+
+@contextmanager
+def _write_and_rename(url: str) -> Iterator[IO[bytes]]:
+    temporary = _temporary_name(url)
+    try:
+        with writing(url), _open_new(temporary) as file:
             yield file
             file.flush()
             if is_local(url):
@@ -134,9 +261,14 @@ def write_atomic(url: str) -> Iterator[IO[bytes]]:
         raise
 
 
+def _temporary_name(url: str) -> str:
+    return join(_folder_of(url), f".tmp-{uuid.uuid4().hex}-{name_of(url)}")
+
+
 def _open_new(url: str) -> IO[bytes]:
-    filesystem, path = _filesystem(url)
-    filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    filesystem, path = find_filesystem(url)
+    with explained(url):
+        filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     return open_file(url, "wb")
 
 
@@ -144,8 +276,9 @@ def _rename(source: str, target: str) -> None:
     if is_local(target):
         Path(source).replace(target)
         return
-    filesystem, path = _filesystem(target)
-    filesystem.mv(_filesystem(source)[1], path)
+    filesystem, path = find_filesystem(target)
+    with explained(target):
+        filesystem.mv(find_filesystem(source)[1], path)
 
 
 def write_bytes(url: str, content: bytes) -> None:
@@ -154,11 +287,63 @@ def write_bytes(url: str, content: bytes) -> None:
         file.write(content)
 
 
+def write_new(url: str, content: bytes) -> bool:
+    """Write the whole file unless there is one already, and return whether it was written; of two writers one wins.
+
+    Local: a whole temporary file is hard-linked to the name, which the kernel refuses when the name is taken.
+    Object stores: a conditional put (S3's If-None-Match: *, in AWS since 2024).  A
+    store that does not know the condition ignores it, and then both of two writers at the same moment win.
+    Elsewhere (hdfs, sftp): a look and then a write, with that same gap.
+    """
+    if is_local(url):
+        return _link_new(url, content)
+    filesystem, path = find_filesystem(url)
+    if exists(url):
+        return False
+    if protocol_of(url) not in OBJECT_STORES:
+        write_bytes(url, content)
+        return True
+    try:
+        with explained(url):
+            filesystem.pipe_file(path, content, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno == errno.EBUSY:  # S3's 409: another conditional put of this name is under way
+            return False
+        raise
+    return True
+
+
+def _link_new(url: str, content: bytes) -> bool:
+    temporary = _temporary_name(url)
+    write_bytes(temporary, content)
+    try:
+        _link(temporary, url)
+    except FileExistsError:
+        return False
+    finally:
+        remove(temporary)
+    return True
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name; where hard links are unknown (exFAT, some FUSE), copy it to a name taken first."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        with Path(target).open("xb") as file:
+            file.write(read_bytes(source))
+
+
 def remove(url: str) -> None:
     """Delete a file or a folder with all it holds; absent is fine."""
-    filesystem, path = _filesystem(url)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    filesystem, path = find_filesystem(url)
+    with explained(url):
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
 
 
 def sweep_temporaries(folder: str) -> None:
@@ -173,8 +358,23 @@ def fingerprint(url: str) -> dict[str, Any]:
     if is_local(url):
         stat = Path(url).stat()
         return {"name": name_of(url), "size": stat.st_size, "modified": stat.st_mtime_ns}
-    filesystem, path = _filesystem(url)
-    info = filesystem.info(path)
+    filesystem, path = find_filesystem(url)
+    with explained(url):
+        return _describe(url, filesystem.info(path))
+
+
+def fingerprint_all(urls: Sequence[str]) -> list[dict[str, Any]]:
+    """Return `fingerprint` of each file, in order, from one listing a remote folder: 1,000 files a request, not one.
+
+    Raises FileNotFoundError for a file that is not there.
+    """
+    folders = {_folder_of(url) for url in urls if not is_local(url)}
+    listed = {(folder, name_of(u)): info for folder in folders for u, info in _list_remote(folder).items()}
+    details = [listed.get((_folder_of(url), name_of(url))) for url in urls]
+    return [_describe(url, info) if info else fingerprint(url) for url, info in zip(urls, details, strict=True)]
+
+
+def _describe(url: str, info: dict[str, Any]) -> dict[str, Any]:
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
     return {"name": name_of(url), "size": info["size"], "modified": str(version)}
 

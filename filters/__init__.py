@@ -1,8 +1,10 @@
 """Filters: one score family per file.  A filter adds columns keyed by uid and drops nothing.
 
 TABLE lists them.  To add one: write a module with an `Options` class, `build(name, options) -> Filter` and a pure
-`score(batch) -> Scored` (pipeline/contract.py says what is promised), then add one row below.  Models open in `load`,
-once per worker, and heavy libraries are imported there, so listing filters costs nothing.
+`score(batch) -> Scored` (pipeline/contract.py says what is promised), add one row below, and note its version
+(tests/filters/test_versions.py).  Models open in `load`, once per worker, and heavy libraries are imported there, so
+listing filters costs nothing.  A filter with a model returns a TwoStepScore from `load`: `prepare` decodes rows in
+threads while `finish` runs the model on the rows before them (clip_score.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +15,7 @@ from filters import caption_language, caption_length, clip_score, image_size
 from pipeline.config import read_config
 from pipeline.contract import Filter
 from pipeline.errors import ConfigError, check_name
-from pipeline.score import FAILURES_FOLDER, POOL
+from pipeline.schemas import FAILURES_FOLDER, POOL, SPANS_FOLDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class FilterKind:
     source: str
 
 
-TAKEN_NAMES = (FAILURES_FOLDER, POOL)
+TAKEN_NAMES = (FAILURES_FOLDER, POOL, SPANS_FOLDER)
 DATACOMP = "https://arxiv.org/abs/2304.14108"
 DFN = "https://arxiv.org/abs/2309.17425"
 

@@ -2,20 +2,29 @@
 
 A data filtering network is this filter with another model (Fang et al. 2023, arXiv:2309.17425, section 3).  Both
 embeddings are stored as float16, as CommonPool's npz files hold them, so later filters need no second pass.
-The model stays open in its worker from part to part; the images of a batch are decoded in threads.
+The model stays open in its worker from part to part; images are decoded and captions tokenised in the worker's threads.
 """
 
+import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clip_model import OpenedClip, embed_dim_of, find_clip, open_model, pick_device, sha256_of_model
+from pipeline.clip_model import (
+    AUTO,
+    OpenedClip,
+    embed_dim_of,
+    find_clip,
+    open_model,
+    pick_device,
+    sha256_of_model,
+    split_transform,
+)
 from pipeline.config import config
-from pipeline.contract import Failure, Filter, Score, Scored
+from pipeline.contract import Failure, Filter, Scored, TwoStepScore
 from pipeline.errors import ConfigError
 from pipeline.images import UnreadableImage, open_image
 from pipeline.schemas import (
@@ -32,7 +41,7 @@ from pipeline.schemas import (
 if TYPE_CHECKING:
     import torch
 
-DECODE_THREADS = 2
+log = logging.getLogger("winnow")
 
 
 @config
@@ -42,9 +51,9 @@ class Options:
     model: str
     """A model string (pipeline/clip_model.py): name/tag, hub id, ARCHITECTURE@file, or a run directory."""
     batch_size: int = 256
-    """Images per forward pass; pool batches are cut to it."""
-    device: str = "auto"
-    """auto (a GPU when there is one), cpu, cuda, cuda:1, ..."""
+    """Pairs per forward pass; pool batches are cut to it."""
+    device: str = AUTO
+    """auto (the GPU that the task was given, cpu when it was given none), cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -64,69 +73,123 @@ def build(name: str, options: Options) -> Filter:
     if settings["sha256"] is None:
         raise ConfigError(f"filter {name!r}: model {options.model!r} names no weights, so its scores would be noise.")
     return Filter(
-        name=name, needs=(IMAGE, TEXT), makes=makes, version=1, settings=settings, load=partial(load, options)
+        name=name,
+        needs=(IMAGE, TEXT),
+        makes=makes,
+        version=1,
+        settings=settings,
+        load=partial(load, options),
+        runs_on_device=options.device == AUTO,
     )
 
 
-def load(options: Options) -> Score:
-    """Return a scoring function with the model open on its device."""
+def load(options: Options) -> TwoStepScore:
+    """Return the scoring function with the model open on its device."""
     import torch
 
     device = torch.device(pick_device(options.device))
-    clip = open_model(options.model, device=device)
-    return partial(score, clip, device, options.batch_size)
+    scorer = Scorer(open_model(options.model, device=device), device, options.batch_size)
+    return TwoStepScore(prepare=scorer.prepare, finish=scorer.finish, item_bytes=scorer.measure_item())
 
 
-def score(clip: OpenedClip, device: "torch.device", batch_size: int, batch: pa.RecordBatch) -> Scored:
-    """Return float32 cosine in [-1, 1] and two float16 unit vectors per row; null where image or caption is missing."""
-    texts = batch.column(TEXT).to_pylist()
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        jobs = zip(batch.column(IMAGE).to_pylist(), batch.column(IMAGE_ERROR).to_pylist(), texts, strict=True)
-        decoded = list(pool.map(partial(_decode, clip.eval_transform), jobs))
-    failures = tuple(Failure(i, *d) for i, d in enumerate(decoded) if isinstance(d, tuple))
-    good = [i for i, d in enumerate(decoded) if not isinstance(d, tuple)]
-    image_ND, text_ND = _embed(clip, device, batch_size, [decoded[i] for i in good], [texts[i] for i in good])
-    cosine_N = (image_ND * text_ND).sum(axis=1)
-    columns = [_spread(good, batch.num_rows, values) for values in (image_ND, text_ND)]
-    cosines = np.full(batch.num_rows, np.nan, np.float32)
-    cosines[good] = cosine_N
-    return Scored((pa.array(cosines, from_pandas=True), *columns), failures)
+class Pair(NamedTuple):
+    """What the model reads of one row."""
+
+    pixel_HW3: np.ndarray
+    """uint8, resized and cropped."""
+    token_L: np.ndarray
+    """int64."""
 
 
-def _decode(transform: Any, job: tuple[bytes | None, str | None, str | None]) -> "torch.Tensor | tuple[str, str]":
-    """Return the model's input (3, H, W), or (reason, message)."""
-    content, missing, text = job
-    if text is None:
-        return REASON_NULL_CAPTION, "the caption is null"
-    if content is None:
-        return missing or REASON_UNREADABLE_IMAGE, "the tar has no image for this row"
-    try:
-        tensor: torch.Tensor = transform(open_image(content))  # it makes RGB itself, after resizing
-        return tensor
-    except UnreadableImage as error:
-        return REASON_UNREADABLE_IMAGE, str(error)
-    except Exception as error:  # the transform cannot take this mode or shape
-        return REASON_UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"
+class Lost(NamedTuple):
+    """Why a row cannot be scored."""
+
+    reason: str
+    message: str
 
 
-def _embed(
-    clip: OpenedClip, device: "torch.device", batch_size: int, images: Sequence[Any], texts: Sequence[Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return two float32 (N, D) arrays of unit vectors."""
-    import torch
+class Scorer:
+    """An open model on its device; `batch_size` falls when a GPU turns out to be too small for it."""
 
-    pieces: list[tuple[np.ndarray, np.ndarray]] = []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            pixels = torch.stack(list(images[start : start + batch_size])).to(device)
-            tokens = clip.tokenize(list(texts[start : start + batch_size])).to(device)
-            image_BD = clip.model.encode_image(pixels, normalize=True).float().cpu().numpy()
-            text_BD = clip.model.encode_text(tokens, normalize=True).float().cpu().numpy()
-            pieces.append((image_BD, text_BD))
-    if not pieces:
-        empty = np.empty((0, clip.embed_dim), np.float32)
-        return empty, empty
-    return np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
+    def __init__(self, clip: OpenedClip, device: "torch.device", batch_size: int) -> None:
+        self.clip, self.device, self.batch_size = clip, device, batch_size
+        self.shape, self.scale = split_transform(clip.eval_transform)
+
+    def measure_item(self) -> int:
+        """Return the bytes of one Pair."""
+        from PIL import Image
+
+        return int(np.asarray(self.shape(Image.new("RGB", (8, 8)))).nbytes + self.clip.tokenize([""]).nbytes)
+
+    def prepare(self, batch: pa.RecordBatch) -> list[Pair | Lost]:
+        """Return a Pair per row, or why there is none."""
+        texts = batch.column(TEXT).to_pylist()
+        known = list({text for text in texts if text is not None})
+        tokens = dict(zip(known, self.clip.tokenize(known).numpy() if known else (), strict=True))
+        rows = zip(batch.column(IMAGE).to_pylist(), batch.column(IMAGE_ERROR).to_pylist(), texts, strict=True)
+        return [self._prepare_row(image, error, tokens.get(text)) for image, error, text in rows]
+
+    def _prepare_row(self, image: bytes | None, error: str | None, token_L: np.ndarray | None) -> Pair | Lost:
+        if token_L is None:
+            return Lost(REASON_NULL_CAPTION, "the caption is null")
+        if image is None:
+            return Lost(error or REASON_UNREADABLE_IMAGE, "the tar has no image for this row")
+        try:
+            return Pair(np.asarray(self.shape(open_image(image))), token_L)  # it makes RGB itself, after resizing
+        except UnreadableImage as unreadable:
+            return Lost(unreadable.reason, str(unreadable))
+        except MemoryError:
+            raise
+        except Exception as problem:  # the transform cannot take this mode or shape
+            return Lost(REASON_UNREADABLE_IMAGE, f"{type(problem).__name__}: {problem}")
+
+    def finish(self, batch: pa.RecordBatch, items: Sequence[Pair | Lost]) -> Scored:
+        """Return float32 cosine in [-1, 1] and two float16 unit vectors per row; null, and a failure, for a Lost."""
+        failures = tuple(Failure(i, *item) for i, item in enumerate(items) if isinstance(item, Lost))
+        good = [i for i, item in enumerate(items) if isinstance(item, Pair)]
+        image_ND, text_ND = self._embed([item for item in items if isinstance(item, Pair)])
+        columns = [_spread(good, batch.num_rows, values) for values in (image_ND, text_ND)]
+        cosines = np.full(batch.num_rows, np.nan, np.float32)
+        cosines[good] = (image_ND * text_ND).sum(axis=1)
+        return Scored((pa.array(cosines, from_pandas=True), *columns), failures)
+
+    def _embed(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+        """Return two float32 (N, D) arrays of unit vectors.  A GPU's lack of memory halves the forward passes."""
+        pieces = [np.empty((2, 0, self.clip.embed_dim), np.float32)]
+        done = 0
+        while done < len(pairs):
+            some = pairs[done : done + self.batch_size]
+            piece = self._forward_if_it_fits(some)
+            if piece is None:
+                self._halve(len(some))
+            else:
+                pieces.append(piece)
+                done += len(some)
+        image_ND, text_ND = np.concatenate(pieces, axis=1)
+        return image_ND, text_ND
+
+    def _forward_if_it_fits(self, pairs: Sequence[Pair]) -> np.ndarray | None:
+        """Return float32 (2, N, D), images then texts, or None when the GPU's memory does not hold so many."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                pixel_NHW3 = torch.from_numpy(np.stack([pair.pixel_HW3 for pair in pairs])).to(self.device)
+                token_NL = torch.from_numpy(np.stack([pair.token_L for pair in pairs])).to(self.device)
+                image_ND = self.clip.model.encode_image(self.scale(pixel_NHW3), normalize=True)
+                text_ND = self.clip.model.encode_text(token_NL, normalize=True)
+                return torch.stack([image_ND, text_ND]).float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            if len(pairs) == 1:
+                raise
+            return None
+
+    def _halve(self, num_pairs: int) -> None:
+        import torch
+
+        self.batch_size = num_pairs // 2
+        log.warning("%s has no memory for %d pairs at once: going on with %d.", self.device, num_pairs, self.batch_size)
+        torch.cuda.empty_cache()
 
 
 def _spread(rows: list[int], num_rows: int, values_ND: np.ndarray) -> pa.Array:

@@ -17,17 +17,22 @@ import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.devices import find_seat
 from pipeline.errors import ConfigError, ModelError, check_name
 from pipeline.schemas import CHECKPOINT, RUN_MODEL
 from pipeline.storage import exists, is_folder, join, read_bytes, sha256_of_file
+from pipeline.tokens import speed_up
 
 if TYPE_CHECKING:
     import torch
 
+AUTO = "auto"
+"""As a device: whatever the task was given, or the machine has."""
 CONFIGS = "clip_models"
 """Folder of winnow's own tiny architectures, in open_clip's config format."""
 HUB_PREFIX = "hf-hub:"
@@ -160,7 +165,7 @@ def open_model(model: str, *, device: "str | torch.device" = "cpu") -> OpenedCli
             module, train_transform, eval_transform = open_clip.create_model_and_transforms(
                 source.architecture, pretrained=source.weights, device=device
             )
-            tokenize = open_clip.get_tokenizer(source.architecture)
+            tokenize = speed_up(open_clip.get_tokenizer(source.architecture))
     except Exception as error:
         raise ModelError(_why_not_opened(model, source, error)) from error
     module.eval()
@@ -177,10 +182,48 @@ def _measure_embed_dim(module: Any, tokenize: Any) -> int:
 
 
 def pick_device(device: str) -> str:
-    """Return the device to run on: `auto` is cuda when there is one, else cpu; any other name is kept."""
+    """Return the device to run on; any name but `auto` is kept.
+
+    `auto` is the device of this task's seat; outside Spark it is cuda when there is one, else cpu.
+    """
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device != AUTO:
+        return device
+    seat = find_seat()
+    return seat.device if seat else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def split_transform(transform: Any) -> "tuple[Callable[[Any], Any], Callable[[torch.Tensor], torch.Tensor]]":
+    """Return an eval transform in two: PIL image -> PIL image, and uint8 (N, H, W, 3) -> float32 (N, 3, H, W).
+
+    Decoded images then wait as uint8, and a whole batch is scaled on its device.  One after the other they give the
+    transform's own bits, on any device.  Raises ModelError for a transform that is not of open_clip's form.
+    """
+    steps = list(getattr(transform, "transforms", ()))
+    names = [type(step).__name__ for step in steps]
+    if names[-3:] != ["MaybeConvertMode", "MaybeToTensor", "Normalize"]:
+        raise ModelError(f"the model's eval transform is {names}, not open_clip's; winnow cannot score with it.")
+    normalize = steps.pop()
+    steps.pop()
+
+    def shape(image: Any) -> Any:
+        for step in steps:
+            image = step(image)
+        return image
+
+    return shape, functools.partial(_scale_pixels, tuple(normalize.mean), tuple(normalize.std))
+
+
+def _scale_pixels(mean: tuple[float, ...], std: tuple[float, ...], pixel_NHW3: "torch.Tensor") -> "torch.Tensor":
+    """Return (pixel / 255 - mean) / std.  On a GPU torch divides exactly by a tensor, and not by a number."""
+    import torch
+
+    image_N3HW = pixel_NHW3.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    full_11, mean_311, std_311 = (
+        torch.tensor(values, device=image_N3HW.device)[:, None, None] for values in ((255.0,), mean, std)
+    )
+    return image_N3HW.div_(full_11).sub_(mean_311).div_(std_311)
 
 
 def embed_dim_of(model: str) -> int:

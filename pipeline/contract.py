@@ -38,6 +38,22 @@ Score = Callable[[pa.RecordBatch], Scored]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TwoStepScore:
+    """A Score in two steps, for filters with a model: threads prepare the next rows while the model works on these."""
+
+    prepare: Callable[[pa.RecordBatch], list[Any]]
+    """Returns one item per row: decoded, tokenised.  Runs in several threads at once, each on a slice of a batch."""
+    finish: Callable[[pa.RecordBatch, list[Any]], Scored]
+    """Runs the model on a batch and its items, in one thread."""
+    item_bytes: int
+    """What one item holds, about; the worker bounds the bytes that wait."""
+
+    def __call__(self, batch: pa.RecordBatch) -> Scored:
+        """Return the scores of a batch, both steps in turn."""
+        return self.finish(batch, self.prepare(batch))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
     """One declared score, ready to be opened on a worker."""
 
@@ -53,6 +69,8 @@ class Filter:
     """All that decides the values, as JSON: options, model name, model sha256."""
     load: Callable[[], Score]
     """Opens models, once per worker.  Must be picklable: a module-level function or a partial of one."""
+    runs_on_device: bool = False
+    """Whether its model runs on the device that a task is given (pipeline/devices.py): a GPU, where there is one."""
 
     @property
     def identity(self) -> str:

@@ -8,6 +8,8 @@ Pillow is imported on first use: pipeline is also imported where no image is eve
 import io
 from typing import TYPE_CHECKING
 
+from pipeline.schemas import REASON_UNREADABLE_IMAGE
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -20,8 +22,20 @@ MAX_ASPECT = 256
 MAX_MESSAGE_CHARS = 200
 
 
+REASON_OVERSIZED_IMAGE = "oversized_image"
+
+
 class UnreadableImage(Exception):
     """The bytes are no whole image of FORMATS within MAX_PIXELS; the message is the same on every machine."""
+
+    reason = REASON_UNREADABLE_IMAGE
+    """By which lost rows are counted."""
+
+
+class OversizedImage(UnreadableImage):
+    """The header speaks of more pixels than are decoded; it is a whole image perhaps, but a bomb."""
+
+    reason = REASON_OVERSIZED_IMAGE
 
 
 def decode_image(content: bytes) -> "Image.Image":
@@ -42,14 +56,14 @@ def open_image(content: bytes, *, side_px: int | None = None) -> "Image.Image":
     try:
         image = _open_header(content)
         if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImage(f"{image.width} x {image.height} px is over the limit of {MAX_PIXELS:,} px")
+            raise OversizedImage(f"{image.width} x {image.height} px is over the limit of {MAX_PIXELS:,} px")
         if max(image.size) > MAX_ASPECT * min(image.size):
-            raise UnreadableImage(f"{image.width} x {image.height} px is longer than {MAX_ASPECT} times its width")
+            raise OversizedImage(f"{image.width} x {image.height} px is longer than {MAX_ASPECT} times its width")
         if side_px is not None:
             image.draft("RGB", (side_px, side_px))
         image.load()
         return image
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, ...
         raise UnreadableImage(f"{type(error).__name__}: {error}"[:MAX_MESSAGE_CHARS]) from None

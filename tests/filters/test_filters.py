@@ -1,13 +1,19 @@
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pytest
+import torch
+from PIL import Image
 from toy import render
 
-from filters import TABLE, build_filter, caption_language, caption_length, image_size
+from filters import TABLE, build_filter, caption_language, caption_length, clip_score, image_size
+from pipeline.clip_model import open_model
 from pipeline.contract import Filter, Scored, check_needs, check_scored
 from pipeline.errors import ConfigError, ModelError, PoolError, StageError
 from pipeline.schemas import IMAGE, IMAGE_ERROR, TEXT
@@ -100,10 +106,6 @@ def test_image_size_of_columns_of_other_types(values: pa.Array, expected: list[i
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run directory with fixed random weights."""
-    import torch
-
-    from pipeline.clip_model import open_model
-
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     torch.save({"state_dict": open_model("winnow-vit-tiny").model.state_dict()}, folder / "checkpoint.pt")
@@ -123,13 +125,6 @@ def image_batch(images: list[bytes | None], captions: list[str | None]) -> pa.Re
 
 
 def test_clip_score_is_the_models_own_cosine(run_folder: str) -> None:
-    import io
-
-    import torch
-    from PIL import Image
-
-    from pipeline.clip_model import open_model
-
     filter = build_filter({"filter": "clip_score", "name": "dfn", "model": run_folder, "batch_size": 2})
     images = [render("red"), render("blue", side=70), render("green", kind="PNG")]
     captions = ["a red square", "привет 🙂", ""]
@@ -146,24 +141,89 @@ def test_clip_score_is_the_models_own_cosine(run_folder: str) -> None:
     assert [name for name, _ in filter.makes] == ["dfn_similarity_score", "dfn_img", "dfn_txt"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"), [("P", "PNG"), ("L", "JPEG"), ("1", "PNG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("RGB", "WEBP")]
-)
+MODES = [("P", "PNG"), ("L", "JPEG"), ("1", "PNG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("RGB", "WEBP"), ("I;16", "PNG")]
+
+
+def noise(mode: str, kind: str, *, width: int = 90, height: int = 60) -> bytes:
+    file = io.BytesIO()
+    shape = (height, width) if mode == "I;16" else (height, width, 3)
+    high, dtype = (600, np.uint16) if mode == "I;16" else (256, np.uint8)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, high, shape).astype(dtype))
+    (image if mode == "I;16" else image.convert(mode)).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("mode", "kind"), MODES)
 def test_clip_score_gives_the_model_what_open_clip_gives_it(run_folder: str, mode: str, kind: str) -> None:
     """open_clip makes RGB after resizing, which for a palette is not the same as before."""
-    import io
+    clip, captions = open_model(run_folder), ["a b", "été &amp; 🙂"]
+    scorer = clip_score.Scorer(clip, torch.device("cpu"), 2)
+    contents = [noise(mode, kind), noise(mode, kind, width=31, height=77)]
+    pairs = scorer.prepare(image_batch(contents, captions))
+    assert all(isinstance(pair, clip_score.Pair) for pair in pairs)
+    assert {pair.pixel_HW3.nbytes + pair.token_L.nbytes for pair in pairs} == {scorer.measure_item()}
+    found = scorer.scale(torch.from_numpy(np.stack([pair.pixel_HW3 for pair in pairs])))
+    wanted = torch.stack([clip.eval_transform(Image.open(io.BytesIO(content))) for content in contents])
+    assert found.is_contiguous() and torch.equal(found, wanted)
+    tokens = open_clip.get_tokenizer("winnow-vit-tiny")(captions)
+    assert torch.equal(torch.from_numpy(np.stack([pair.token_L for pair in pairs])), tokens)
 
-    import torch
-    from PIL import Image
 
-    from filters.clip_score import _decode
-    from pipeline.clip_model import open_model
+class SmallGpu:
+    """Stands for an open_clip model on a GPU that holds two pairs and no more."""
 
-    file, transform = io.BytesIO(), open_model(run_folder).eval_transform
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(file, kind)
-    found = _decode(transform, (file.getvalue(), None, "a"))
-    assert isinstance(found, torch.Tensor) and torch.equal(found, transform(Image.open(file)))
+    def __init__(self, model: Any, *, holds: int = 2) -> None:
+        self.encode_text, self.model, self.holds = model.encode_text, model, holds
+        self.sizes: list[int] = []
+
+    def encode_image(self, pixels: torch.Tensor, *, normalize: bool) -> Any:
+        self.sizes.append(len(pixels))
+        if len(pixels) > self.holds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model.encode_image(pixels, normalize=normalize)
+
+
+def test_a_small_gpu_costs_speed_and_no_row(run_folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    clip = open_model(run_folder)
+    gpu = SmallGpu(clip.model)
+    whole, halved = (clip_score.Scorer(replace(clip, model=m), torch.device("cpu"), 8) for m in (clip.model, gpu))
+    rows = image_batch([render("red", n) for n in range(7)] + [b"no image"], [f"{n} squares" for n in range(8)])
+    for _ in range(2):
+        found, wanted = (scorer.finish(rows, scorer.prepare(rows)) for scorer in (halved, whole))
+        assert found.failures == wanted.failures and len(found.failures) == 1
+        scores = [scored.columns[0].to_numpy(zero_copy_only=False) for scored in (found, wanted)]
+        np.testing.assert_allclose(*scores, atol=1e-6)
+    assert gpu.sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1] + [1] * 7
+    assert [r.getMessage() for r in caplog.records] == [
+        "cpu has no memory for 7 pairs at once: going on with 3.",
+        "cpu has no memory for 3 pairs at once: going on with 1.",
+    ]
+
+
+def test_a_gpu_that_holds_no_pair_is_an_error(run_folder: str) -> None:
+    clip = open_model(run_folder)
+    scorer = clip_score.Scorer(replace(clip, model=SmallGpu(clip.model, holds=0)), torch.device("cpu"), 8)
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer.finish(image_batch([render("red")], ["a"]), scorer.prepare(image_batch([render("red")], ["a"])))
+
+
+def test_a_machine_without_memory_is_no_bad_row(run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(clip_score, "open_image", refuse)
+    with pytest.raises(MemoryError):
+        clip_score.Scorer(open_model(run_folder), torch.device("cpu"), 8).prepare(image_batch([b"x"], ["a"]))
+
+
+def test_a_bomb_has_a_name_of_its_own(run_folder: str) -> None:
+    file = io.BytesIO()
+    Image.new("1", (8193, 8192)).save(file, "PNG")
+    filter = build_filter({"filter": "clip_score", "model": run_folder})
+    scored = filter.load()(image_batch([file.getvalue()], ["a"]))
+    assert [(f.reason, f.message) for f in scored.failures] == [
+        ("oversized_image", "8193 x 8192 px is over the limit of 67,108,864 px")
+    ]
 
 
 def test_clip_score_names_every_bad_row_and_scores_the_rest(run_folder: str) -> None:

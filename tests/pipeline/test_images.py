@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipeline.images import FORMATS, MAX_PIXELS, UnreadableImage, decode_image, open_image
 
@@ -148,6 +148,22 @@ def test_a_jpeg_is_read_smaller_on_request(kind: str, size: tuple[int, int]) -> 
 def test_importing_it_imports_no_pillow() -> None:
     command = [sys.executable, "-c", "import sys, pipeline.images; sys.exit('PIL' in sys.modules)"]
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
+
+
+def test_what_is_too_large_has_a_reason_of_its_own() -> None:
+    for content, reason in ((png_that_says(8193, 8192), "oversized_image"), (b"x", "unreadable_image")):
+        with pytest.raises(UnreadableImage) as caught:
+            open_image(content)
+        assert caught.value.reason == reason
+
+
+def test_running_out_of_memory_is_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
+    with pytest.raises(MemoryError):
+        open_image(encode(noise()))
 
 
 def test_ribbons_are_refused() -> None:

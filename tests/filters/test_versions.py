@@ -1,0 +1,114 @@
+"""A filter's version is part of the identity of its scores: code that decides values does not change behind its back.
+
+versions.json holds, per kind of filter, its version and a hash of that code.  After a change:
+  values may differ        raise `version` in the filter's build(), then refresh
+  values are bit-equal     refresh: `python tests/filters/test_versions.py`
+"""
+
+import ast
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filters import TABLE
+
+ROOT = Path(__file__).parent.parent.parent
+NOTED = Path(__file__).parent / "versions.json"
+DECIDES = {
+    "clip_score": ("pipeline/images.py", "pipeline/clip_model.py", "pipeline/tokens.py"),
+    "caption_language": ("filters/caption_length.py",),
+}
+"""Files that decide values beside the filter's own."""
+
+
+def bare(node: Any) -> Any:
+    """A syntax tree as plain lists, without docstrings, comments and layout; alike on all versions of Python."""
+    if isinstance(node, list):
+        return [bare(n) for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [[name, bare(value)] for name, value in ast.iter_fields(node)]
+    return [type(node).__name__, *(field for field in fields if field[1] not in ([], "None"))]
+
+
+def hash_code(sources: list[str]) -> str:
+    return hashlib.sha256(json.dumps([bare(ast.parse(source)) for source in sources]).encode()).hexdigest()
+
+
+def find_version(source: str) -> int:
+    """The number in `Filter(..., version=N)`."""
+    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "Filter"]
+    (version,) = [k.value.value for k in calls[0].keywords if k.arg == "version" and isinstance(k.value, ast.Constant)]
+    return int(version)
+
+
+def describe(kind: str) -> dict[str, Any]:
+    files = (f"filters/{kind}.py", *DECIDES.get(kind, ()))
+    sources = [(ROOT / file).read_text() for file in files]
+    return {"version": find_version(sources[0]), "code": hash_code(sources), "files": list(files)}
+
+
+def judge(kind: str, noted: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """What is to be done about a filter, or None."""
+    refresh = "refresh tests/filters/versions.json: python tests/filters/test_versions.py"
+    if found["version"] < noted["version"]:
+        return f"version of {kind} fell from {noted['version']} to {found['version']}; versions only rise."
+    if found["version"] > noted["version"]:
+        return f"{kind} is now version {found['version']}: {refresh}"
+    if found != noted:
+        return (
+            f"code that decides the scores of {kind} changed ({', '.join(found['files'])}), and its version is still "
+            f"{noted['version']}. If any value can differ, raise `version` in filters/{kind}.py. Then {refresh}"
+        )
+    return None
+
+
+@pytest.mark.parametrize("kind", [row.kind for row in TABLE])
+def test_scores_do_not_change_behind_their_version(kind: str) -> None:
+    todo = judge(kind, json.loads(NOTED.read_text())[kind], describe(kind))
+    assert todo is None, todo
+
+
+def test_nothing_is_noted_for_filters_that_are_gone() -> None:
+    assert set(json.loads(NOTED.read_text())) == {row.kind for row in TABLE}
+
+
+CODE = 'def f(x):\n    """Doc."""\n    return x + 1\nLIMIT = 3\n"""Says what it is."""\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (("Doc.", "Another doc."), True),
+        (("return x + 1", "return (x\n        + 1)  # one more"), True),
+        (('"""Says what it is."""\n', ""), True),
+        (("x + 1", "x + 2"), False),
+        (("LIMIT = 3", "LIMIT = 4"), False),
+        (("return x + 1", "return None"), False),
+    ],
+)
+def test_the_hash_follows_the_code_and_nothing_else(change: tuple[str, str], same: bool) -> None:
+    assert change[0] in CODE
+    assert (hash_code([CODE]) == hash_code([CODE.replace(*change)])) is same
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ({"version": 2, "code": "b"}, "changed .*raise `version`.*refresh"),
+        ({"version": 3, "code": "b"}, "is now version 3: refresh"),
+        ({"version": 1, "code": "a"}, "fell from 2 to 1"),
+    ],
+)
+def test_a_change_is_told_with_its_remedy(found: dict[str, Any], word: str) -> None:
+    noted = {"version": 2, "code": "a", "files": ["filters/f.py"]}
+    assert judge("f", noted, noted) is None
+    assert re.search(word, judge("f", noted, noted | found) or "")
+
+
+if __name__ == "__main__":
+    NOTED.write_text(json.dumps({row.kind: describe(row.kind) for row in TABLE}, indent=1) + "\n")

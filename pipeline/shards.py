@@ -1,64 +1,41 @@
 """A subset's rows -> webdataset shards: NNNNNNNN.tar + .parquet + _stats.json, sizes.json, and the manifest last.
 
-Two passes.  Planning finds each kept row's bytes in its source tar by reading headers only; writing copies those bytes
-as they are, so nothing is decoded, re-encoded or parsed.  Shards are numbered from 0 without gaps, and their sizes
-differ by at most one row however many tasks write them.  A uid that stands r times in the subset is written r times for
-each pool row that has it, under `<key>`, `<key>-1`, ...; a kept row whose image is gone is counted by reason.
+Two passes.  Planning (pipeline/shard_plan.py) finds each kept row's bytes in its source tar, from the spans that
+scoring left or by reading headers; writing copies those bytes as they are, so nothing is decoded, re-encoded or parsed.
+Shards are numbered from 0 without gaps, and their sizes differ by at most one row however many tasks write them.  A uid
+that stands r times in the subset is written r times for each pool row that has it, under `<key>`, `<key>-1`, ..., in
+different shards; a kept row whose image is gone is counted by reason.
+
+Without a shuffle a shard is a run of the pool: tars are read front to back, neighbours in one read.  With
+`shuffle_seed` a shard holds rows of all over the pool: each row is a read of its own (on an object store a request),
+and each shard asks every part's plan for its lines.  Copies of a uid are dealt round all shards and cost the same.
+Memory is that of one shard's metadata and one read.
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import accumulate, pairwise
-from typing import Any, Literal
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import config
-from pipeline.errors import ConfigError, PoolError
-from pipeline.manifest import Counts, hash_json, read_manifest
-from pipeline.pool import Part, read_part
-from pipeline.schemas import (
-    IMAGE_EXTENSIONS,
-    KEY,
-    PARQUET_SUFFIX,
-    PART_PATTERN,
-    REASON_BROKEN_PART,
-    REASON_MISSING_IMAGE,
-    REASON_TRUNCATED_TAR,
-    ROW,
-    SIZES,
-    STATS_SUFFIX,
-    TAR_SUFFIX,
-    UID,
-)
-from pipeline.storage import (
-    exists,
-    join,
-    list_folder,
-    name_of,
-    open_file,
-    read_bytes,
-    remove,
-    write_atomic,
-    write_bytes,
-)
-from pipeline.subset import count_in_subset, open_subset
-from pipeline.tars import BrokenTar, pack_row, read_rows, rename_row, unpack_row, write_end
-from pipeline.uid import parse_uids
+from pipeline.errors import ConfigError
+from pipeline.pool import Part
+from pipeline.schemas import KEY, PARQUET_SUFFIX, PART_PATTERN, STATS_SUFFIX, TAR_SUFFIX, UID
+from pipeline.shard_folder import PARQUET_BYTES, TAR_BYTES, read_stats
+from pipeline.shard_order import permute, spread
+from pipeline.shard_plan import ShardPlan, pick_lines, read_lines
+from pipeline.storage import exists, is_local, join, read_ranges, write_atomic, write_bytes
+from pipeline.tars import pack_row, rename_packed, rename_row, unpack_row, write_end
 
-PLAN_FOLDER = "plan"
-PLAN_IDENTITY = "identity.json"
-OWNER = "owner"
 SOURCE_PART = "source_part"
 SOURCE_KEY = "source_key"
-NOT_IN_SUBSET = "not_in_subset"
-SHARD_FILES = re.compile(r"(\.tmp-.*|\d{8}(\.tar|\.parquet|_stats\.json)|sizes\.json|manifest\.json)")
-PLAN_SCHEMA = pa.schema([(ROW, pa.int32()), ("repeat", pa.int32()), ("start", pa.int64()), ("end", pa.int64())])
-"""One line per row to write: its place in the part, which repeat, and its bytes in the source tar."""
+LOCAL_RUN_BYTES, REMOTE_RUN_BYTES = 1 << 17, 1 << 23
+"""Neighbouring rows are read together up to this many bytes: what stays in a processor's cache, or one request."""
 
 
 @config
@@ -69,128 +46,63 @@ class ShardConfig:
     """Rows in a shard, at most; the last is not shorter than the others by more than one row."""
     keys: Literal["source", "uid"] = "source"
     """`__key__` of a row: the source's key, or `<uid>-<repeat>` as DataComp's resharder writes it."""
+    shuffle_seed: int | None = None
+    """Seed of one permutation of all rows over all shards; null keeps the pool's order."""
 
     def __post_init__(self) -> None:
         if self.rows_per_shard < 1:
             raise ConfigError(f"shards: rows_per_shard {self.rows_per_shard} is below 1.")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Lines [first, last) of one part's plan."""
+def write_shard(
+    plan: ShardPlan, *, parts: Sequence[Part], out: str, keys: str, shuffle_seed: int | None = None
+) -> dict[str, Any]:
+    """Write one shard with its sidecars and return {"rows", "tar_bytes", "parquet_bytes", "replaced"}.
 
-    part: Part
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
-    """One output shard: its number and the plan lines it is made of."""
-
-    number: int
-    pieces: tuple[Piece, ...]
-
-
-def plan_part(part: Part, *, subset_url: str, out: str) -> dict[str, Any]:
-    """Find the kept rows of a part, write their byte ranges to OUT/plan, and return counts, lines, found and broken.
-
-    Counts speak of rows to write: a row kept three times is read three times.  `found` is how many subset entries this
-    part answers.  A part that cannot be read is reported.
+    A shard that is already there in the sizes it was written in is left alone; `replaced` says whether one that is not
+    gave way to this.
     """
-    try:
-        rows = read_part(part)
-    except (PoolError, OSError, pa.ArrowException) as error:
-        nothing = asdict(Counts(read=0, kept=0))
-        return {"counts": nothing, "lines": 0, "found": 0, "broken": f"{REASON_BROKEN_PART}: {error}"}
-    uids = parse_uids(rows.table[UID])
-    times = count_in_subset(uids, open_subset(subset_url))
-    spans, broken = _find_spans(part)
-    lines, lost = _plan_lines(rows.table[KEY].to_pylist(), times, spans)
-    reason = REASON_TRUNCATED_TAR if broken else REASON_MISSING_IMAGE
-    not_kept = int((times == 0).sum())
-    counts = Counts(
-        read=not_kept + int(times.sum()) + sum(rows.failed.values()),
-        kept=len(lines),
-        dropped={NOT_IN_SUBSET: not_kept},
-        failed=rows.failed | ({reason: lost} if lost else {}),
-    )
-    counts.check(f"shard plan of part {part.name}")
-    with write_atomic(_plan_url(out, part)) as file:
-        pq.write_table(pa.Table.from_pylist(lines, PLAN_SCHEMA), file)
-    found = int(times[np.unique(uids, return_index=True)[1]].sum())
-    return {"counts": asdict(counts), "lines": len(lines), "found": found, "broken": broken}
-
-
-def _plan_url(out: str, part: Part) -> str:
-    return join(out, PLAN_FOLDER, part.name + PARQUET_SUFFIX)
-
-
-def _find_spans(part: Part) -> tuple[dict[str, tuple[int, int]], str | None]:
-    """Return key -> byte range of every row with an image, and why the tar ended early if it did."""
-    spans: dict[str, tuple[int, int]] = {}
-    if part.tar is None:
-        return spans, None
-    try:
-        for row in read_rows(part.tar, contents=False):
-            if any(m.extension in IMAGE_EXTENSIONS for m in row.members):
-                spans.setdefault(row.key, row.span)
-    except BrokenTar as error:
-        return spans, str(error)
-    return spans, None
-
-
-def _plan_lines(
-    keys: Sequence[str], times: np.ndarray, spans: Mapping[str, tuple[int, int]]
-) -> tuple[list[dict[str, int]], int]:
-    """Return one line per row to write, and how many could not be planned because their image is gone."""
-    lines: list[dict[str, int]] = []
-    lost = 0
-    unused = dict(spans)
-    for row in np.flatnonzero(times).tolist():
-        span = unused.pop(keys[row], None)
-        if span is None:
-            lost += int(times[row])
-            continue
-        repeats = range(int(times[row]))
-        lines += [{ROW: row, "repeat": repeat, "start": span[0], "end": span[1]} for repeat in repeats]
-    return lines, lost
-
-
-def plan_shards(parts: Sequence[Part], lines: Sequence[int], rows_per_shard: int) -> list[ShardPlan]:
-    """Return the output shards over all parts' plan lines, in pool order, of sizes that differ by at most one."""
-    total = sum(lines)
-    num_shards = -(-total // rows_per_shard)
-    edges = [total * number // num_shards for number in range(num_shards + 1)] if num_shards else []
-    spans = list(pairwise([0, *accumulate(lines)]))
-    plans = []
-    for number, (first, last) in enumerate(pairwise(edges)):
-        cuts = ((p, max(first, s), min(last, e), s) for p, (s, e) in zip(parts, spans, strict=True))
-        plans.append(ShardPlan(number, tuple(Piece(p, a - s, b - s) for p, a, b, s in cuts if a < b)))
-    return plans
-
-
-def write_shard(plan: ShardPlan, *, out: str, keys: str) -> dict[str, Any]:
-    """Write one shard with its sidecars and return {"rows"}; a shard that is already there is left alone."""
     name = PART_PATTERN.format(plan.number)
-    stats_url = join(out, name + STATS_SUFFIX)
-    if exists(stats_url):  # written last, so tar and parquet are whole
-        return {"rows": json.loads(read_bytes(stats_url))["successes"]}
-    taken: set[str] = set()
-    pieces = [(piece.part, _read_plan(out, piece)) for piece in plan.pieces]
-    tables = [_describe_rows(part, lines, keys, taken) for part, lines in pieces]
-    with write_atomic(join(out, name + TAR_SUFFIX)) as file:
-        position = 0
-        for (part, lines), table in zip(pieces, tables, strict=True):
-            for packed in _copy_rows(part, lines, table):
-                position += file.write(packed)
-        write_end(file, position)
-    sidecar = _stack(tables)
-    with write_atomic(join(out, name + PARQUET_SUFFIX)) as file:
-        pq.write_table(sidecar, file, compression="zstd")
-    stats = {"count": sidecar.num_rows, "successes": sidecar.num_rows, "failed_to_download": 0, "failed_to_resize": 0}
-    write_bytes(stats_url, json.dumps(stats).encode())
-    return {"rows": sidecar.num_rows}
+    stats, replaced = read_stats(out, plan.number), False
+    if stats is None:
+        replaced = exists(join(out, name + TAR_SUFFIX))
+        lines, owners, table = _gather_lines(plan, parts, out, shuffle_seed)
+        table, renamed = _name_rows(table, lines, keys)
+        with write_atomic(join(out, name + TAR_SUFFIX)) as file:
+            tar_bytes = _copy_rows(file, parts, owners, lines, renamed)
+        with write_atomic(join(out, name + PARQUET_SUFFIX)) as file:
+            pq.write_table(table, file, compression="zstd")
+            parquet_bytes = file.tell()
+        counted = {"count": len(lines), "successes": len(lines), "failed_to_download": 0, "failed_to_resize": 0}
+        stats = counted | {TAR_BYTES: tar_bytes, PARQUET_BYTES: parquet_bytes}
+        write_bytes(join(out, name + STATS_SUFFIX), json.dumps(stats).encode())
+    sizes = {field: stats[field] for field in (TAR_BYTES, PARQUET_BYTES)}
+    return {"rows": stats["successes"], "replaced": replaced} | sizes
+
+
+def _gather_lines(
+    plan: ShardPlan, parts: Sequence[Part], out: str, seed: int | None
+) -> tuple[np.ndarray, np.ndarray, pa.Table]:
+    """Return a shard's LINEs in the order to write them, the number of each one's part, and the pool's columns."""
+    picked = pick_lines(out, plan, seed)
+    lines, tables = [], []
+    for number in np.unique(picked["part"]):
+        part = parts[number]
+        found, table = read_lines(out, part, picked["line"][picked["part"] == number])
+        added = {SOURCE_PART: pa.repeat(part.name, len(found)), SOURCE_KEY: table[KEY]}
+        table = table.drop_columns([column for column in added if column in table.column_names])
+        for column, values in added.items():
+            table = table.append_column(column, values)
+        lines.append(found)
+        tables.append(table)
+    gathered = np.concatenate(lines)
+    order = np.arange(len(gathered))
+    if seed is not None:
+        order = permute(order, len(order), f"{seed}/{plan.number}")
+    order = order[spread(gathered["uid"][order])]
+    table = _stack(tables)
+    is_sorted = bool((np.diff(order) == 1).all())
+    return gathered[order], picked["part"][order], table if is_sorted else table.take(order)
 
 
 def _stack(tables: list[pa.Table]) -> pa.Table:
@@ -213,94 +125,66 @@ def _spell(table: pa.Table, names: set[str]) -> pa.Table:
     return table
 
 
-def _read_plan(out: str, piece: Piece) -> pa.Table:
-    with open_file(_plan_url(out, piece.part)) as file:
-        return pq.read_table(file).slice(piece.first, piece.last - piece.first)
+def _name_rows(table: pa.Table, lines: np.ndarray, keys: str) -> tuple[pa.Table, list[tuple[str, str] | None]]:
+    """Return the table with the keys the rows will have, and (source's key, new key) of each row that changes it.
 
-
-def _describe_rows(part: Part, lines: pa.Table, keys: str, taken: set[str]) -> pa.Table:
-    """Return the pool's own columns of the rows to write, with the key each will have and where it came from.
-
-    Keys that are `taken` in this shard already (a repeat, or another source's row) get a number; `taken` grows.
+    A row is called after its source's key or `<uid>-0`, a repeat of it `<key>-1` or `<uid>-1`, and so on; where two
+    rows of a shard would have one name, the later takes the next number that is free.
     """
-    table = read_part(part).table.take(lines[ROW])
-    source_keys = table[KEY].to_pylist()
-    wished = [f"{uid}-0" for uid in table[UID].to_pylist()] if keys == "uid" else source_keys
-    written = [_take_key(key, taken) for key in wished]
-    added = {SOURCE_PART: [part.name] * len(written), SOURCE_KEY: source_keys}
-    table = table.drop_columns([ROW, *(name for name in added if name in table.column_names)])
-    table = table.set_column(table.column_names.index(KEY), KEY, pa.array(written, pa.string()))
-    for name, values in added.items():
-        table = table.append_column(name, pa.array(values, pa.string()))
-    return table
+    if keys == "source" and not lines["repeat"].any() and pc.count_distinct(table[SOURCE_KEY]).as_py() == len(lines):
+        return table, [None] * len(lines)
+    sources = table[SOURCE_KEY].to_pylist()
+    stems = table[UID].to_pylist() if keys == "uid" else sources
+    taken: set[str] = set()
+    written = []
+    for stem, repeat in zip(stems, lines["repeat"].tolist(), strict=True):
+        wished = f"{stem}-{repeat}" if repeat or keys == "uid" else stem
+        while wished in taken:
+            repeat += 1
+            wished = f"{stem}-{repeat}"
+        taken.add(wished)
+        written.append(wished)
+    renamed = [None if old == new else (old, new) for old, new in zip(sources, written, strict=True)]
+    return table.set_column(table.column_names.index(KEY), KEY, pa.array(written, pa.string())), renamed
 
 
-def _take_key(key: str, taken: set[str]) -> str:
-    """Return `key`, or the first of `key-1`, `key-2`, ... (for `uid-0`: `uid-1`, ...) that is free, and take it."""
-    stem = key.removesuffix("-0")
-    free = next(k for k in (key, *(f"{stem}-{n}" for n in range(1, len(taken) + 2))) if k not in taken)
-    taken.add(free)
-    return free
+def _copy_rows(
+    file: IO[bytes],
+    parts: Sequence[Part],
+    owners: np.ndarray,
+    lines: np.ndarray,
+    renamed: Sequence[tuple[str, str] | None],
+) -> int:
+    """Write the rows' bytes, the source's own but for the names that change, and return how many bytes the tar has."""
+    position = 0
+    starts, ends = lines["start"].tolist(), lines["end"].tolist()
+    run_bytes = LOCAL_RUN_BYTES if is_local(parts[int(owners[0])].tar or "") else REMOTE_RUN_BYTES
+    for owner, runs in groupby(pairwise(_find_runs(owners, lines, run_bytes)), key=lambda run: owners[run[0]]):
+        tar, of_tar = parts[int(owner)].tar or "", list(runs)
+        spans = [(starts[first], ends[last - 1]) for first, last in of_tar]
+        for (first, last), packed in zip(of_tar, read_ranges(tar, spans), strict=True):
+            if not any(renamed[first:last]):
+                position += file.write(packed)
+                continue
+            inside = [(starts[row] - starts[first], ends[row] - starts[first]) for row in range(first, last)]
+            position += file.write(_rename(packed, inside, renamed[first:last], tar))
+    return position + write_end(file, position)
 
 
-def _copy_rows(part: Part, lines: pa.Table, table: pa.Table) -> Iterator[bytes]:
-    """Yield the tar bytes of each line: the source's own, or repacked where the key changes."""
-    assert part.tar
-    starts, ends = lines["start"].to_pylist(), lines["end"].to_pylist()
-    names = zip(table[KEY].to_pylist(), table[SOURCE_KEY].to_pylist(), strict=True)
-    with open_file(part.tar) as source:
-        for start, end, (key, source_key) in zip(starts, ends, names, strict=True):
-            source.seek(start)
-            packed: bytes = source.read(end - start)
-            if len(packed) < end - start:
-                raise PoolError(f"{part.tar} became shorter while its rows were copied.")
-            yield packed if key == source_key else pack_row(rename_row(unpack_row(packed, part.tar), key))
+def _find_runs(owners: np.ndarray, lines: np.ndarray, run_bytes: int) -> list[int]:
+    """Return the edges of the runs of rows that stand side by side in one tar, of `run_bytes` (or one row) at most."""
+    starts, ends = lines["start"], lines["end"]
+    window = np.cumsum(ends - starts) // run_bytes
+    breaks = (owners[1:] != owners[:-1]) | (starts[1:] != ends[:-1]) | (window[1:] != window[:-1])
+    return [0, *(np.flatnonzero(breaks) + 1).tolist(), len(lines)]
 
 
-def claim_folder(out: str, parts: Sequence[Part]) -> None:
-    """Mark `out` as winnow's to write shards into; nothing is deleted yet.
-
-    Raises PoolError when the folder is the pool's own, or holds files and no sign that `winnow shards` wrote them.
-    """
-    present = {name_of(url) for url in list_folder(out)}
-    sources = {url.rsplit("/", 1)[0] for part in parts for url in (part.tar, part.table) if url and "/" in url}
-    made = read_manifest(out)
-    ours = exists(join(out, PLAN_FOLDER, OWNER)) or (made is not None and made.stage == "shards")
-    foreign = sorted(name for name in present if not ours or not SHARD_FILES.fullmatch(name))
-    if foreign or out.rstrip("/") in sources:
-        what = f"files that it did not write ({foreign[0]}, ...)" if foreign else "the pool itself"
-        raise PoolError(f"`winnow shards` does not write into {out!r}, which holds {what}. Name an empty folder.")
-    write_bytes(join(out, PLAN_FOLDER, OWNER), b"")
-
-
-def prepare_folder(out: str, identity: str) -> None:
-    """Empty a claimed folder, unless it holds the unfinished shards of this very identity."""
-    url = join(out, PLAN_FOLDER, PLAN_IDENTITY)
-    if exists(url) and json.loads(read_bytes(url)) == identity:
-        return
-    for old in list_folder(out):
-        remove(old)
-    for old in list_folder(join(out, PLAN_FOLDER)):
-        if name_of(old) != OWNER:
-            remove(old)
-    write_bytes(url, json.dumps(identity).encode())
-
-
-def has_every_shard(out: str) -> bool:
-    """Return whether every tar that sizes.json speaks of is there with its sidecars."""
-    present = {name_of(url) for url in list_folder(out)}
-    sizes = json.loads(read_bytes(join(out, SIZES))) if SIZES in present else {"": 0}
-    stems = [tar.removesuffix(TAR_SUFFIX) for tar in sizes]
-    return all({s + TAR_SUFFIX, s + PARQUET_SUFFIX, s + STATS_SUFFIX} <= present for s in stems)
-
-
-def finish_folder(out: str, rows: Sequence[int]) -> dict[str, Any]:
-    """Write sizes.json, drop the plan, and return the facts of the manifest."""
-    sizes = {PART_PATTERN.format(n) + TAR_SUFFIX: rows_in for n, rows_in in enumerate(rows)}
-    write_bytes(join(out, SIZES), json.dumps(sizes).encode())
-    return {"num_shards": len(rows), "rows": sum(rows), "sizes_sha256": hash_json(sizes)}
-
-
-def drop_plan(out: str) -> None:
-    """Delete the plan; called after the manifest is there."""
-    remove(join(out, PLAN_FOLDER))
+def _rename(
+    packed: bytes, spans: Sequence[tuple[int, int]], renamed: Sequence[tuple[str, str] | None], tar: str
+) -> bytes | bytearray:
+    """Return a run's tar bytes with the rows at `spans` under their new names."""
+    patched = bytearray(packed)
+    if all(rename_packed(patched, *span, *names) for span, names in zip(spans, renamed, strict=True) if names):
+        return patched
+    rows = ((packed[start:end], names) for (start, end), names in zip(spans, renamed, strict=True))
+    return b"".join(pack_row(rename_row(unpack_row(row, tar), names[1])) if names else row for row, names in rows)

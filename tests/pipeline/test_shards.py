@@ -1,27 +1,34 @@
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from toy import render, toy_row, write_part
 
+from jobs.stage_shards import run_shards
 from pipeline.errors import ConfigError, PoolError
-from pipeline.pool import Part, list_parts
-from pipeline.shards import (
-    ShardConfig,
+from pipeline.manifest import Manifest
+from pipeline.pool import Part, list_parts, read_part
+from pipeline.shard_folder import (
     claim_folder,
     drop_plan,
     finish_folder,
-    plan_part,
-    plan_shards,
+    has_every_shard,
     prepare_folder,
-    write_shard,
+    read_stats,
+    remove_beyond,
 )
+from pipeline.shard_plan import find_gaps, plan_part, plan_shards
+from pipeline.shards import ShardConfig, write_shard
+from pipeline.spans import write_spans
 from pipeline.subset import write_subset
 from pipeline.tars import read_rows
 from pipeline.uid import parse_uids
@@ -31,19 +38,47 @@ TRAIN_MANIFEST = '{"identity": "x", "stage": "train", "config": {}, "parents": {
 
 
 def write_all(
-    pool: Path, uids: list[str], out: Path, *, rows_per_shard: int, keys: str = "source"
-) -> dict[str, object]:
-    """What the shards stage does, without Spark."""
+    pool: Path,
+    uids: list[str],
+    out: Path,
+    *,
+    rows_per_shard: int,
+    keys: str = "source",
+    seed: int | None = None,
+    scores: Path | None = None,
+    backwards: bool = False,
+) -> dict[str, Any]:
+    """What the shards stage does, without Spark; tasks run in either order."""
     subset = str(out.parent / "subset.npy")
     write_subset(subset, parse_uids(pa.array(uids)))
     parts = list_parts(str(pool))
     prepare_folder(str(out), "identity")
-    planned = [plan_part(part, subset_url=subset, out=str(out)) for part in parts]
-    plans = plan_shards(parts, [p["lines"] for p in planned], rows_per_shard)
-    written = [write_shard(plan, out=str(out), keys=keys) for plan in plans]
-    facts = finish_folder(str(out), [w["rows"] for w in written])
+    plan = partial(plan_part, subset_url=subset, out=str(out), scores=str(scores) if scores else None)
+    planned = run(plan, parts, backwards)
+    lines = [p["lines"] for p in planned]
+    plans = plan_shards(parts, lines, rows_per_shard, out=str(out), num_uids=len(uids))
+    written = run(partial(write_shard, parts=parts, out=str(out), keys=keys, shuffle_seed=seed), plans, backwards)
+    facts = finish_folder(str(out), written)
     drop_plan(str(out))
-    return facts | {"counts": [p["counts"] for p in planned], "broken": [p["broken"] for p in planned]}
+    return facts | {name: [p[name] for p in planned] for name in ("counts", "broken", "spans", "found")}
+
+
+def run(work: Callable[[Any], Any], items: list[Any], backwards: bool) -> list[Any]:
+    return [work(item) for item in reversed(items)][::-1] if backwards else [work(item) for item in items]
+
+
+def spans_of(pool: Path, scores: Path) -> None:
+    """What the scoring pass leaves."""
+    for part in list_parts(str(pool)):
+        found = {row.key: row.span for row in read_rows(part.tar or "") if row.find(["jpg"]) is not None}
+        keys = read_part(part).table["key"].to_pylist()
+        rows = [row for row, key in enumerate(keys) if key in found]
+        edges = [pa.array([found[keys[row]][side] for row in rows], pa.int64()) for side in range(2)]
+        write_spans(str(scores), part, pa.array(rows, pa.int32()), *edges)
+
+
+def contents_of(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in out.iterdir()}
 
 
 def uid(number: int) -> str:
@@ -54,30 +89,11 @@ def keys_of(out: Path) -> list[list[str]]:
     return [[row.key for row in read_rows(str(tar))] for tar in sorted(out.glob("*.tar"))]
 
 
-@pytest.mark.parametrize(
-    ("lines", "size", "expected"),
-    [
-        ([10, 10], 7, [6, 7, 7]),
-        ([5], 5, [5]),
-        ([0, 3, 0, 4], 3, [2, 2, 3]),
-        ([0], 3, []),
-        ([], 3, []),
-        ([1], 100, [1]),
-    ],
-)
-def test_sizes_differ_by_at_most_one(lines: list[int], size: int, expected: list[int]) -> None:
-    parts = [Part(str(n), None, None) for n in range(len(lines))]
-    plans = plan_shards(parts, lines, size)
-    assert [sum(p.last - p.first for p in plan.pieces) for plan in plans] == expected
-    covered = [(p.part.name, n) for plan in plans for p in plan.pieces for n in range(p.first, p.last)]
-    assert covered == [(str(part), n) for part, count in enumerate(lines) for n in range(count)]
-
-
 def test_bytes_captions_keys_and_json_pass_untouched(make_pool: MakePool, tmp_path: Path) -> None:
     pool, out = make_pool(20, 3), tmp_path / "shards"
     kept = [1, 2, 7, 8, 13, 19]
     facts = write_all(pool, [uid(n) for n in kept], out, rows_per_shard=4)
-    assert facts["rows"] == 6 and facts["num_shards"] == 2
+    assert facts["rows"] == sum(facts["found"]) == 6 and facts["num_shards"] == 2
     source = {row.key: row for tar in sorted(pool.glob("*.tar")) for row in read_rows(str(tar))}
     written = [row for tar in sorted(out.glob("*.tar")) for row in read_rows(str(tar))]
     assert [row.key for row in written] == [f"{n:09d}" for n in kept]
@@ -96,18 +112,83 @@ def test_sidecars(make_pool: MakePool, tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == []
 
 
-def test_repeats_get_keys_of_their_own(make_pool: MakePool, tmp_path: Path) -> None:
+def test_repeats_get_keys_and_shards_of_their_own(make_pool: MakePool, tmp_path: Path) -> None:
     out = tmp_path / "shards"
-    write_all(make_pool(4, 1), [uid(1), uid(1), uid(1), uid(2)], out, rows_per_shard=10)
-    assert keys_of(out) == [["000000001", "000000001-1", "000000001-2", "000000002"]]
-    rows = list(read_rows(str(out / "00000000.tar")))
-    assert rows[0].find(["jpg"]) == rows[2].find(["jpg"]) == render("green", 1)
+    write_all(make_pool(6, 2), [uid(1), uid(1), uid(1), uid(2), uid(4), uid(5)], out, rows_per_shard=2)
+    assert sorted(keys_of(out)) == [
+        ["000000001", "000000005"],
+        ["000000001-1", "000000004"],
+        ["000000001-2", "000000002"],
+    ]
+    images = {row.key: row.find(["jpg"]) for tar in sorted(out.glob("*.tar")) for row in read_rows(str(tar))}
+    assert images["000000001"] == images["000000001-2"] == render("green", 1)
+
+
+def test_more_copies_than_shards_stand_far_apart(make_pool: MakePool, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    write_all(make_pool(10, 1), [uid(3)] * 4 + [uid(n) for n in range(10) if n != 3], out, rows_per_shard=100)
+    places = [n for n, key in enumerate(keys_of(out)[0]) if key.startswith("000000003")]
+    assert len(places) == 4 and min(np.diff(places)) >= 3
 
 
 def test_keys_as_datacomps_resharder_writes_them(make_pool: MakePool, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     write_all(make_pool(4, 1), [uid(1), uid(1), uid(3)], out, rows_per_shard=10, keys="uid")
     assert keys_of(out) == [[f"{uid(1)}-0", f"{uid(1)}-1", f"{uid(3)}-0"]]
+
+
+DATACOMPS_KEYS = [
+    "538454127b096499a94942a28a807973-0",
+    "6a99b4b1f77dd1076b5904845b25627c-0",
+    "6a99b4b1f77dd1076b5904845b25627c-1",
+    "78dde6e5fd29f057ce73018173b720d4-0",
+    "9e3779b97f4a7c15f39cc0605cedc835-0",
+    "9e3779b97f4a7c15f39cc0605cedc835-1",
+    "9e3779b97f4a7c15f39cc0605cedc835-2",
+    "be1e08c4728735a114a24726e5a5dbef-0",
+]
+"""What DataComp's resharder.py (mlfoundations/datacomp, webdataset 0.2.86) wrote for this pool and subset: it puts the
+three copies of 9e37... side by side in one shard, and every member's bytes are its source's."""
+
+
+def test_members_are_those_of_datacomps_resharder(make_pool: MakePool, tmp_path: Path) -> None:
+    pool, out = make_pool(20, 2), tmp_path / "shards"
+    write_all(pool, [uid(n) for n in (1, 1, 1, 4, 7, 12, 12, 19)], out, rows_per_shard=4, keys="uid")
+    written = [row for tar in sorted(out.glob("*.tar")) for row in read_rows(str(tar))]
+    assert sorted(row.key for row in written) == DATACOMPS_KEYS
+    tars = [read_rows(str(tar)) for tar in sorted(pool.glob("*.tar"))]
+    source = {json.loads(row.find(["json"]) or b"")["uid"]: row for rows in tars for row in rows}
+    for row in written:
+        members = source[row.key[:-2]].members
+        assert [(m.name, m.content) for m in row.members] == [(f"{row.key}.{m.extension}", m.content) for m in members]
+
+
+@pytest.mark.parametrize("keys", ["source", "uid"])
+def test_odd_headers_come_through(tmp_path: Path, keys: str) -> None:
+    """Names that need a long-name or pax header, a ./ in front, folders between: copied, or named anew."""
+    stems = ["plain", "./dotted", "deep/" + "x" * 120, "ключ", "y" * 96]
+    rows = [toy_row(n) | {"key": stem.removeprefix("./")} for n, stem in enumerate(stems)]
+    for name, kind in (("0", tarfile.GNU_FORMAT), ("1", tarfile.PAX_FORMAT)):
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / f"{name}.tar", "w", format=kind) as archive:
+            for stem in stems:
+                folder = tarfile.TarInfo("between/")
+                folder.type = tarfile.DIRTYPE
+                archive.addfile(folder)
+                for extension in ("jpg", "txt"):
+                    info = tarfile.TarInfo(f"{stem}.{extension}")
+                    info.size, info.mtime = len(stem), 1.5
+                    archive.addfile(info, io.BytesIO(stem.encode()[: info.size]))
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / f"{name}.parquet")
+        out = tmp_path / f"out{name}"
+        write_all(tmp_path / name, [uid(n) for n in range(5)], out, rows_per_shard=10, keys=keys)
+        with tarfile.open(out / "00000000.tar") as archive:
+            files = [member for member in archive if member.isreg()]
+            read = [archive.extractfile(member).read() for member in files]  # type: ignore[union-attr]
+        expected = [f"{uid(n)}-0" if keys == "uid" else stem.removeprefix("./") for n, stem in enumerate(stems)]
+        assert [m.name.removeprefix("./") for m in files] == [f"{key}.{e}" for key in expected for e in ("jpg", "txt")]
+        assert read == [stem.encode()[: len(stem)] for stem in stems for _ in range(2)]
+        assert keys_of(out) == [expected] == [pq.read_table(out / "00000000.parquet")["key"].to_pylist()]
 
 
 def test_lost_images_are_counted_and_the_rest_written(tmp_path: Path) -> None:
@@ -119,34 +200,165 @@ def test_lost_images_are_counted_and_the_rest_written(tmp_path: Path) -> None:
     tar = tmp_path / "p" / "0.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     facts = write_all(tmp_path / "p", [uid(n) for n in range(8)], tmp_path / "b", rows_per_shard=10)
-    (counts,) = facts["counts"]  # type: ignore[misc]
+    (counts,) = facts["counts"]
     assert counts["failed"]["truncated_tar"] + counts["kept"] == 8
     assert len(keys_of(tmp_path / "b")[0]) == counts["kept"] > 0
 
 
-def test_shards_do_not_depend_on_who_writes_them(make_pool: MakePool, tmp_path: Path) -> None:
-    pool, out = make_pool(30, 3), tmp_path / "shards"
-    uids = [uid(n) for n in range(30) if n % 3]
-    write_all(pool, uids, out, rows_per_shard=6)
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
-    subset, parts = str(tmp_path / "subset.npy"), list_parts(str(pool))
-    prepare_folder(str(out), "other")
-    lines = [plan_part(part, subset_url=subset, out=str(out))["lines"] for part in reversed(parts)][::-1]
-    plans = plan_shards(parts, lines, 6)
-    written = [w["rows"] for w in map(partial(write_shard, out=str(out), keys="source"), reversed(plans))]
-    finish_folder(str(out), written[::-1])
-    drop_plan(str(out))
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("keys", ["source", "uid"])
+def test_shards_do_not_depend_on_who_writes_them(
+    make_pool: MakePool, tmp_path: Path, seed: int | None, keys: str
+) -> None:
+    pool, scores = make_pool(30, 3), tmp_path / "scores"
+    uids = sorted([uid(n) for n in range(30) if n % 3] + [uid(4), uid(4), uid(28)])
+    spans_of(pool, scores)
+    write = partial(write_all, pool, uids, rows_per_shard=6, keys=keys, seed=seed)
+    write(tmp_path / "a")
+    assert write(tmp_path / "b", backwards=True)["spans"] == [False] * 3
+    assert write(tmp_path / "c", scores=scores)["spans"] == [True] * 3
+    assert contents_of(tmp_path / "a") == contents_of(tmp_path / "b") == contents_of(tmp_path / "c")
 
 
-def test_half_written_folder_goes_on_and_stale_shards_go(make_pool: MakePool, tmp_path: Path) -> None:
+def test_shuffle_moves_every_row_and_loses_none(make_pool: MakePool, tmp_path: Path) -> None:
+    pool, uids = make_pool(60, 3), [uid(n) for n in range(60)]
+    orders = {}
+    for seed in (None, 0, 1):
+        out = tmp_path / str(seed)
+        write_all(pool, uids, out, rows_per_shard=20, seed=seed)
+        orders[seed] = [key for shard in keys_of(out) for key in shard]
+        assert sorted(orders[seed]) == [f"{n:09d}" for n in range(60)]
+        tables = [pq.read_table(path) for path in sorted(out.glob("*.parquet"))]
+        assert [key for table in tables for key in table["key"].to_pylist()] == orders[seed]
+        assert all(set(table["source_part"].to_pylist()) == {f"{n:08d}" for n in range(3)} for table in tables if seed)
+    assert orders[None] == sorted(orders[None])
+    assert len({tuple(order) for order in orders.values()}) == 3
+
+
+def test_same_uid_in_rows_of_several_parts_is_kept_apart(tmp_path: Path) -> None:
+    for part in range(3):
+        rows = [toy_row(part * 4 + n) for n in range(4)]
+        rows[1]["uid"] = uid(99)
+        write_part(tmp_path / "p", str(part), rows, {row["key"]: render("red", n) for n, row in enumerate(rows)})
+    uids = [uid(n) for n in range(12) if n % 4 != 1] + [uid(99)]
+    write_all(tmp_path / "p", uids, tmp_path / "out", rows_per_shard=4)
+    tables = [pq.read_table(path)["uid"].to_pylist() for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert [table.count(uid(99)) for table in tables] == [1, 1, 1]
+    assert [len(table) for table in tables] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_on_a_remote_store_the_same_bytes_come_out(make_pool: MakePool, tmp_path: Path, seed: int | None) -> None:
+    pool, store = make_pool(20, 3), fsspec.filesystem("memory")
+    uids = sorted([uid(n) for n in range(0, 20, 3)] + [uid(6), uid(6)])
+    for file in pool.iterdir():
+        store.pipe(f"/{tmp_path.name}{seed}/pool/{file.name}", file.read_bytes())
+    url = f"memory://{tmp_path.name}{seed}"
+    write_all(pool, uids, tmp_path / "here", rows_per_shard=3, seed=seed)
+    subset, out, parts = str(tmp_path / "subset.npy"), f"{url}/out", list_parts(f"{url}/pool")
+    lines = [plan_part(part, subset_url=subset, out=out)["lines"] for part in parts]
+    plans = plan_shards(parts, lines, 3, out=out, num_uids=len(uids))
+    finish_folder(out, [write_shard(p, parts=parts, out=out, keys="source", shuffle_seed=seed) for p in plans])
+    drop_plan(out)
+    there = {name.rsplit("/", 1)[1]: store.cat(name) for name in store.ls(f"/{tmp_path.name}{seed}/out", detail=False)}
+    assert there == contents_of(tmp_path / "here")
+
+
+def test_a_row_without_a_span_is_lost_for_the_reason_scoring_saw(make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool(4, 1)
+    (part,) = list_parts(str(pool))
+    start, end = next(iter(read_rows(part.tar or ""))).span
+    edges = [pa.array([edge], pa.int64()) for edge in (start, end)]
+    for broken, reason in ((None, "missing_image"), ("cut short", "truncated_tar")):
+        write_spans(str(tmp_path / "scores"), part, pa.array([0], pa.int32()), *edges, broken=broken)
+        out = tmp_path / reason
+        facts = write_all(pool, [uid(n) for n in range(4)], out, rows_per_shard=4, scores=tmp_path / "scores")
+        assert facts["counts"][0]["failed"] == {reason: 3} and facts["broken"] == [broken]
+
+
+def test_half_written_folder_goes_on_and_stale_shards_go_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "shards"
     prepare_folder(str(out), "one")
     (out / "00000000.tar").write_bytes(b"kept")
     prepare_folder(str(out), "one")
-    assert (out / "00000000.tar").exists()
-    prepare_folder(str(out), "two")
-    assert not (out / "00000000.tar").exists()
+    assert (out / "00000000.tar").exists() and not caplog.records
+    prepare_folder(str(out), "two", keep=True)
+    assert (out / "00000000.tar").exists() and not caplog.records
+    (out / ".winnow-lock").write_bytes(b"{}")
+    prepare_folder(str(out), "three")
+    assert not (out / "00000000.tar").exists() and (out / ".winnow-lock").exists()
+    assert "1 tars of an earlier run" in caplog.text and "00000000.tar" in caplog.text
+
+
+def test_tars_beyond_the_last_are_named_and_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("00000001.tar", "00000002.tar", "00000002.parquet", "00000010_stats.json", "sizes.json", "a.tar"):
+        (tmp_path / name).write_bytes(b"")
+    remove_beyond(str(tmp_path), 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000001.tar", "a.tar", "sizes.json"]
+    assert "00000002.tar" in caplog.text and "00000001.tar" not in caplog.text
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-512])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda out: cut(out / "00000001.tar"),
+        lambda out: cut(out / "00000001.parquet"),
+        lambda out: (out / "00000001.tar").write_bytes(b"somebody else's"),
+        lambda out: (out / "00000001.tar").unlink(),
+        lambda out: (out / "00000001_stats.json").unlink(),
+        lambda out: (out / "00000001_stats.json").write_text('{"successes": 5}'),
+    ],
+)
+def test_a_shard_that_changed_is_found_and_made_again(
+    make_pool: MakePool, tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
+    pool, uids, out = make_pool(12, 2), [uid(n) for n in range(12)], tmp_path / "out"
+    facts = write_all(pool, uids, out, rows_per_shard=4)
+    made = Manifest(stage="shards", config={}, parents={}, facts=facts)
+    before = contents_of(out)
+    untouched = (out / "00000000.tar").stat().st_mtime_ns
+    assert has_every_shard(str(out), made) and read_stats(str(out), 1)
+    damage(out)
+    assert not has_every_shard(str(out), made) and read_stats(str(out), 1) is None
+    prepare_folder(str(out), "identity", keep=True)
+    write_all(pool, uids, out, rows_per_shard=4)
+    assert contents_of(out) == before and (out / "00000000.tar").stat().st_mtime_ns == untouched
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("00000003.tar", b""), ("sizes.json", b'{"00000000.tar": 12}'), ("sizes.json", b"{")]
+)
+def test_leftovers_and_another_runs_sizes_are_found(
+    make_pool: MakePool, tmp_path: Path, name: str, content: bytes
+) -> None:
+    out = tmp_path / "out"
+    facts = write_all(make_pool(12, 2), [uid(n) for n in range(12)], out, rows_per_shard=4)
+    made = Manifest(stage="shards", config={}, parents={}, facts=facts)
+    assert has_every_shard(str(out), made)
+    (out / name).write_bytes(content)
+    assert not has_every_shard(str(out), made)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["00000000", "00000001"], {}),
+        (["00000000", "00000002"], {"00000001": 1}),
+        (["00005", "00009", "00011"], {"00006 to 00008": 3, "00010": 1}),
+        (["0-00000000", "1-00000002", "1-00000004", "0-00000001"], {"1-00000003": 1}),
+        (["spring", "summer-2"], {}),
+        (["0", "99999999"], {"1 to 99999998": 99999998}),
+        ([], {}),
+    ],
+)
+def test_gaps_in_the_pools_numbers(names: list[str], expected: dict[str, int]) -> None:
+    assert find_gaps([Part(name, None, None) for name in names]) == expected
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "00000000.tar", "sizes.json", "manifest.json"])
@@ -208,6 +420,37 @@ def test_columns_of_types_that_do_not_mix_become_text(tmp_path: Path) -> None:
 def test_rows_per_shard_is_positive() -> None:
     with pytest.raises(ConfigError, match="rows_per_shard"):
         ShardConfig(rows_per_shard=0)
+
+
+def test_the_stage_names_gaps_repairs_shards_and_replaces_another_runs(
+    spark: Any, make_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, out, subset = make_pool(24, 3), tmp_path / "out", str(tmp_path / "s.npy")
+    for file in pool.glob("00000001.*"):
+        file.unlink()
+    write_subset(subset, parse_uids(pa.array([uid(n) for n in range(24)])))
+    stage = partial(run_shards, lambda: spark, str(pool), subset, out=str(out), quiet=True)
+    made = stage(ShardConfig(rows_per_shard=4))
+    assert "1 parts are missing in the pool's numbering: 00000001" in caplog.text
+    assert made.facts["missing_parts"] == 1 and made.facts["rows"] == 16 and made.facts["not_in_pool"] == 8
+    before = contents_of(out)
+    assert stage(ShardConfig(rows_per_shard=4)) == made
+
+    cut(out / "00000002.tar")
+    (out / "00000009.tar").write_bytes(b"left over")
+    caplog.clear()
+    spans_of(pool, tmp_path / "scores")
+    assert stage(ShardConfig(rows_per_shard=4), scores=str(tmp_path / "scores")) == made
+    assert contents_of(out) == before
+    assert "written again: 00000002" in caplog.text and "removed from" in caplog.text and "00000009.tar" in caplog.text
+
+    caplog.clear()
+    fewer = stage(ShardConfig(rows_per_shard=8, shuffle_seed=0))
+    assert fewer.facts["num_shards"] == 2 and len(list(out.glob("*.tar"))) == 2
+    assert "config.rows_per_shard changed" in caplog.text and "4 tars of an earlier run are removed" in caplog.text
+    (tmp_path / "scores" / "spans" / "00000002.parquet").unlink()
+    stage(ShardConfig(rows_per_shard=5), scores=str(tmp_path / "scores"))
+    assert "has no spans of 1 of 2 parts" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open

@@ -2,9 +2,21 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.tars import BrokenTar, make_member, pack_row, read_rows, rename_row, split_name, unpack_row, write_rows
+from pipeline.tars import (
+    BrokenTar,
+    _parse_plain,
+    make_member,
+    pack_row,
+    read_rows,
+    rename_packed,
+    rename_row,
+    split_name,
+    unpack_row,
+    write_rows,
+)
 from pipeline.tars import TarRow as Row
 
 LONG = "folder/" + "x" * 150
@@ -159,6 +171,59 @@ def test_span_holds_exactly_the_row(tmp_path: Path) -> None:
 def test_rename_keeps_extensions_and_bytes() -> None:
     renamed = rename_row(row("a", **{"seg.png": b"1", "txt": b"2"}), "b-1")
     assert [(m.name, m.content) for m in renamed.members] == [("b-1.seg.png", b"1"), ("b-1.txt", b"2")]
+
+
+def random_name(random: np.random.Generator) -> str:
+    letters = random.choice(list("abcxyz019/._-ключ"), int(random.integers(1, 60)))
+    return "".join(letters).strip("/.") or "a"
+
+
+def test_fast_header_reading_agrees_with_the_standard_library() -> None:
+    """On whole headers of every kind, and on ones with a few bytes changed in the fields that it reads."""
+    random = np.random.default_rng(0)
+    fields = np.r_[0:100, 124:136, 148:157, 345:512]
+    num_plain = 0
+    for number in range(3000):
+        info = tarfile.TarInfo(random_name(random))
+        info.size, info.mode = int(random.integers(0, 1 << 34)), 0o644
+        info.type = bytes(random.choice(list(b"0\x00005xL7"), 1).astype(np.uint8))
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")[-512:])
+        for at in random.choice(fields, number % 3):
+            header[at] = random.choice([0, 32, 47, 48, 56, 128, 255])
+        if number % 2:
+            header[148:156] = b" " * 8
+            header[148:156] = b"%06o\0 " % sum(header)
+        plain = _parse_plain(bytes(header))
+        if plain is not None:
+            num_plain += 1
+            expected = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "surrogateescape")
+            assert plain == (expected.name, expected.size) and expected.isreg()
+    assert 400 < num_plain < 2000
+
+
+@pytest.mark.parametrize(
+    ("key", "new"), [("a", "b" * 90), ("a" * 80, "b"), ("ключ", "uid-0"), ("a/b", "c/d/e"), ("same", "same")]
+)
+def test_renaming_in_place_is_renaming(key: str, new: str) -> None:
+    members = row(key, **{"jpg": b"1" * 700, "seg.png": b"", "txt": b"2"})
+    before, after = bytearray(b"xx" + pack_row(members) + b"yy"), pack_row(rename_row(members, new))
+    assert rename_packed(before, 2, len(before) - 2, key, new)
+    assert bytes(before) == b"xx" + after + b"yy"
+
+
+@pytest.mark.parametrize(
+    ("packed", "key", "new"),
+    [
+        (pack_row(row("a", jpg=b"1", txt=b"2")), "a", "b" * 98),  # does not fit
+        (pack_row(row(LONG, jpg=b"1")), LONG, "b"),  # a long-name header
+        (pack_row(row("./a", jpg=b"1")), "a", "b"),
+        (pack_row(row("a", jpg=b"1"))[:-512], "a", "b"),  # cut
+        (pack_row(row("a", jpg=b"1")) + bytes(512), "a", "b"),
+    ],
+)
+def test_renaming_in_place_changes_all_or_nothing(packed: bytes, key: str, new: str) -> None:
+    buffer = bytearray(packed)
+    assert not rename_packed(buffer, 0, len(buffer), key, new) and buffer == packed
 
 
 def test_find_prefers_the_order_asked_for() -> None:

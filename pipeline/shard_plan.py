@@ -1,0 +1,252 @@
+"""Which bytes of which tar make up each shard: OUT/plan, written before any shard and deleted after the manifest.
+
+plan/parts/<part>.lines   one LINE per row to write, in pool order
+plan/parts/<part>.arrow   the pool's own columns of the rows to write
+plan/repeats              REPEATs sorted by shard: the lines whose uid is written more than once
+plan/repeats_of_parts     int32 lines of the repeats, sorted by part
+plan/edges                int64 (2, parts + 1): the lines before each part that are no repeats, and the repeats
+
+A task reads its slices of these and nothing else; the driver holds one byte per subset entry and 40 per repeat.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import PoolError
+from pipeline.manifest import Counts
+from pipeline.pool import Part, read_part
+from pipeline.schemas import (
+    END,
+    IMAGE_EXTENSIONS,
+    KEY,
+    REASON_BROKEN_PART,
+    REASON_MISSING_IMAGE,
+    REASON_TRUNCATED_TAR,
+    ROW,
+    START,
+    UID,
+)
+from pipeline.shard_order import deal, find_edge, permute
+from pipeline.spans import read_spans, why_broken
+from pipeline.storage import is_local, join, open_file, write_atomic
+from pipeline.subset import open_subset, search_subset
+from pipeline.tars import BrokenTar, read_rows
+from pipeline.uid import parse_uids
+
+PLAN_FOLDER = "plan"
+PARTS_FOLDER, REPEATS, REPEATS_OF_PARTS, EDGES = "parts", "repeats", "repeats_of_parts", "edges"
+LINES_SUFFIX, COLUMNS_SUFFIX = ".lines", ".arrow"
+NOT_IN_SUBSET = "not_in_subset"
+LINE = np.dtype([("row", "<i4"), ("repeat", "<i4"), ("start", "<i8"), ("end", "<i8"), ("uid", "<i8")])
+"""Which row of the part's columns, which repeat of it, its bytes in the tar, and where its uid stands in the subset."""
+REPEAT = np.dtype([("part", "<i4"), ("line", "<i4")])
+PARTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One output shard; what is in it follows from its number and OUT/plan."""
+
+    number: int
+    num_shards: int
+    num_rows: int
+
+
+def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = None) -> dict[str, Any]:
+    """Find the kept rows of a part, write their lines to OUT/plan, and return counts, lines, found, broken, spans.
+
+    Counts speak of rows to write: a row kept three times is read three times.  `found` is how many subset entries this
+    part answers.  A part that cannot be read is reported.  `spans` says whether SCORES knew where the rows' bytes are;
+    otherwise the tar's headers are read.
+    """
+    try:
+        rows = read_part(part)
+    except (PoolError, OSError, pa.ArrowException) as error:
+        nothing, message = asdict(Counts(read=0, kept=0)), f"{REASON_BROKEN_PART}: {error}"
+        return {"counts": nothing, "lines": 0, "found": 0, "broken": message, "spans": False}
+    uids, subset = parse_uids(rows.table[UID]), open_subset(subset_url)
+    places = search_subset(subset, uids, or_equal=False)
+    times = search_subset(subset, uids, or_equal=True) - places
+    known = read_spans(scores, part) if scores and part.tar else None
+    starts, ends, broken = _find_spans(part, rows.table[KEY]) if known is None else _spread_spans(known, len(uids))
+    kept = np.flatnonzero((times > 0) & (starts >= 0))
+    lines = _make_lines(times[kept], starts[kept], ends[kept], places[kept])
+    lost = int(times.sum()) - len(lines)
+    reason = REASON_TRUNCATED_TAR if broken else REASON_MISSING_IMAGE
+    not_kept = int((times == 0).sum())
+    counts = Counts(
+        read=not_kept + int(times.sum()) + sum(rows.failed.values()),
+        kept=len(lines),
+        dropped={NOT_IN_SUBSET: not_kept},
+        failed=rows.failed | ({reason: lost} if lost else {}),
+    )
+    counts.check(f"shard plan of part {part.name}")
+    _write_lines(out, part, lines, rows.table.drop_columns([ROW]).take(kept))
+    wanted = np.flatnonzero(times)
+    found = int(times[wanted[np.unique(places[wanted], return_index=True)[1]]].sum())
+    return {"counts": asdict(counts), "lines": len(lines), "found": found, "broken": broken, "spans": known is not None}
+
+
+def _find_spans(part: Part, keys: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """Return the start and end byte (rows,) of each row with an image, -1 for others, and why the tar ended early.
+
+    Of several rows with one key the first has the image, as in pipeline.pool.read_batches.
+    """
+    starts, ends = np.full(len(keys), -1, np.int64), np.full(len(keys), -1, np.int64)
+    place = {key: row for row, key in reversed(list(enumerate(keys.to_pylist())))}
+    broken = None
+    try:
+        for tar_row in read_rows(part.tar, contents=False, repeats=True) if part.tar else ():
+            row = place.pop(tar_row.key, None)
+            if row is not None and any(m.extension in IMAGE_EXTENSIONS for m in tar_row.members):
+                starts[row], ends[row] = tar_row.span
+    except BrokenTar as error:
+        broken = str(error)
+    return starts, ends, broken
+
+
+def _spread_spans(spans: pa.Table, num_rows: int) -> tuple[np.ndarray, np.ndarray, str | None]:
+    starts, ends = np.full(num_rows, -1, np.int64), np.full(num_rows, -1, np.int64)
+    rows = spans[ROW].to_numpy()
+    starts[rows], ends[rows] = spans[START].to_numpy(), spans[END].to_numpy()
+    return starts, ends, why_broken(spans)
+
+
+def _make_lines(times: np.ndarray, starts: np.ndarray, ends: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return one LINE per row and repeat, in order."""
+    rows = np.repeat(np.arange(len(times)), times)
+    lines = np.empty(len(rows), LINE)
+    lines["row"], lines["repeat"] = rows, np.arange(len(rows)) - (np.cumsum(times) - times)[rows]
+    lines["start"], lines["end"], lines["uid"] = starts[rows], ends[rows], places[rows]
+    return lines
+
+
+def _write_lines(out: str, part: Part, lines: np.ndarray, columns: pa.Table) -> None:
+    stem = join(out, PLAN_FOLDER, PARTS_FOLDER, part.name)
+    _write_array(stem + LINES_SUFFIX, lines)
+    with write_atomic(stem + COLUMNS_SUFFIX) as file, pa.ipc.new_file(file, columns.schema) as writer:
+        writer.write_table(columns.combine_chunks())
+
+
+def read_lines(out: str, part: Part, lines: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+    """Return the LINEs numbered `lines` (ascending) of a part, and the pool's columns for each of them."""
+    stem = join(out, PLAN_FOLDER, PARTS_FOLDER, part.name)
+    first = int(lines[0])
+    found = _read_array(stem + LINES_SUFFIX, LINE, first, int(lines[-1]) + 1)[lines - first]
+    if is_local(stem):  # mapped: only the rows taken are read
+        with pa.memory_map(stem + COLUMNS_SUFFIX) as source:
+            return found, pa.ipc.open_file(source).read_all().take(found["row"])
+    with open_file(stem + COLUMNS_SUFFIX) as file:
+        return found, pa.ipc.open_file(pa.BufferReader(file.read())).read_all().take(found["row"])
+
+
+def plan_shards(
+    parts: Sequence[Part], lines: Sequence[int], rows_per_shard: int, *, out: str, num_uids: int
+) -> list[ShardPlan]:
+    """Return the output shards over all parts' plan lines, and write which lines are repeats to OUT/plan.
+
+    `lines` is each part's number of lines, `num_uids` the length of the subset.  Sizes differ by at most one.
+    """
+    total = sum(lines)
+    num_shards = -(-total // rows_per_shard)
+    repeats = _find_repeats(parts, lines, out, num_uids)
+    repeats_in = np.bincount(repeats["part"], minlength=len(parts))
+    singles_in = np.array(lines, np.int64) - repeats_in
+    edges = np.stack([np.concatenate([[0], np.cumsum(each)]) for each in (singles_in, repeats_in)])
+    _write_array(join(out, PLAN_FOLDER, EDGES), edges.astype("<i8"))
+    by_shard = np.lexsort((repeats["line"], repeats["part"], deal(len(repeats), num_shards)))
+    _write_array(join(out, PLAN_FOLDER, REPEATS), repeats[by_shard])
+    by_part = np.lexsort((repeats["line"], repeats["part"]))
+    _write_array(join(out, PLAN_FOLDER, REPEATS_OF_PARTS), repeats["line"][by_part])
+    shares = pairwise([find_edge(total, num_shards, number) for number in range(num_shards + 1)] if total else [])
+    return [ShardPlan(number, num_shards, last - first) for number, (first, last) in enumerate(shares)]
+
+
+def _find_repeats(parts: Sequence[Part], lines: Sequence[int], out: str, num_uids: int) -> np.ndarray:
+    """Return the REPEATs of all parts sorted by uid: every line whose uid has more than one, in whichever parts."""
+    times = np.zeros(num_uids, np.uint8)
+    for _, uids in _read_uids(parts, lines, out):
+        once, more = np.unique(uids, return_counts=True)
+        times[once] = np.minimum(times[once] + more, 2)
+    found, found_uids = [np.empty(0, REPEAT)], [np.empty(0, np.int64)]
+    for number, uids in _read_uids(parts, lines, out) if (times > 1).any() else ():
+        repeated = np.flatnonzero(times[uids] > 1)
+        repeats = np.empty(len(repeated), REPEAT)
+        repeats["part"], repeats["line"] = number, repeated
+        found.append(repeats)
+        found_uids.append(uids[repeated])
+    return np.concatenate(found)[np.argsort(np.concatenate(found_uids), kind="stable")]
+
+
+def _read_uids(parts: Sequence[Part], lines: Sequence[int], out: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number of the part, its lines' uids as places in the subset) of each part that has lines."""
+
+    def read(number: int) -> np.ndarray:
+        url = join(out, PLAN_FOLDER, PARTS_FOLDER, parts[number].name + LINES_SUFFIX)
+        return _read_array(url, LINE, 0, lines[number])["uid"]
+
+    numbers = [number for number, num_lines in enumerate(lines) if num_lines]
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as readers:
+        for at in range(0, len(numbers), PARTS_AT_ONCE):
+            some = numbers[at : at + PARTS_AT_ONCE]
+            yield from zip(some, readers.map(read, some), strict=True)
+
+
+def pick_lines(out: str, plan: ShardPlan, seed: int | None) -> np.ndarray:
+    """Return the REPEAT-typed (part, line) pairs of one shard, sorted."""
+    singles_before, repeats_before = _read_array(join(out, PLAN_FOLDER, EDGES), "<i8").reshape(2, -1)
+    num_singles, num_repeats = int(singles_before[-1]), int(repeats_before[-1])
+    total = num_singles + num_repeats
+    first, last = (find_edge(num_repeats, plan.num_shards, plan.number + n) for n in range(2))
+    begin, end = (find_edge(total, plan.num_shards, plan.number + n) for n in range(2))
+    singles = np.arange(begin - first, end - last)
+    if seed is not None:
+        singles = np.sort(permute(singles, num_singles, str(seed)))
+    owners = np.searchsorted(singles_before, singles, "right") - 1
+    picked = np.empty(len(singles), REPEAT)
+    picked["part"] = owners
+    for part in np.unique(owners):
+        skipped = _read_array(join(out, PLAN_FOLDER, REPEATS_OF_PARTS), "<i4", *repeats_before[part : part + 2])
+        num_lines = int(np.diff(singles_before[part : part + 2])[0]) + len(skipped)
+        here = slice(*np.searchsorted(owners, [part, part + 1]))
+        picked["line"][here] = np.delete(np.arange(num_lines), skipped)[singles[here] - singles_before[part]]
+    picked = np.concatenate([picked, _read_array(join(out, PLAN_FOLDER, REPEATS), REPEAT, first, last)])
+    return picked[np.lexsort((picked["line"], picked["part"]))]
+
+
+def _write_array(url: str, array: np.ndarray) -> None:
+    with write_atomic(url) as file:
+        file.write(array.tobytes())
+
+
+def _read_array(url: str, dtype: Any, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Return items [first, last) of a file of bare `dtype` items."""
+    size = np.dtype(dtype).itemsize
+    with open_file(url) as file:
+        file.seek(int(first) * size)
+        return np.frombuffer(file.read() if last is None else file.read((int(last) - int(first)) * size), dtype)
+
+
+def find_gaps(parts: Sequence[Part]) -> Mapping[str, int]:
+    """Return the runs of numbers missing between numbered parts of one folder -> how many; {} when there are none.
+
+    img2dataset leaves such gaps where a shard failed, and DataComp's resharder stops at some of them without a word.
+    """
+    gaps: dict[str, int] = {}
+    numbers: dict[str, list[str]] = {}
+    for part in parts:
+        folder, _, name = part.name.rpartition("-")
+        if name.isdecimal() and name.isascii():
+            numbers.setdefault(folder, []).append(name)
+    for folder, names in numbers.items():
+        for before, after in pairwise(sorted(names, key=int)):
+            if missing := max(0, int(after) - int(before) - 1):
+                first, last = (str(n).zfill(len(before)) for n in (int(before) + 1, int(after) - 1))
+                gaps[f"{folder}{'-' if folder else ''}{first}" + (f" to {last}" if missing > 1 else "")] = missing
+    return gaps

@@ -1,82 +1,103 @@
 """winnow ingest: tables of urls and captions -> a pool, by img2dataset with the settings of DataComp's downloader."""
 
+import argparse
 import os
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
-import pyarrow.parquet as pq
-
-from jobs.arguments import job, make_parser
-from pipeline.errors import PoolError
-from pipeline.pool import list_columns, list_parts
-from pipeline.schemas import STATUS, TEXT, UID, URL
-from pipeline.storage import open_file
+from jobs.arguments import add_spark, job, make_parser
+from pipeline.errors import StageError
+from pipeline.intake.download import DISTRIBUTORS, Machine, Shards, download_shards
+from pipeline.intake.url_tables import HASHES, ROWS, IngestConfig, ingest
+from pipeline.manifest import Manifest
+from pipeline.schemas import TEXT, URL
+from pipeline.spark_session import open_session
 
 EXAMPLE = """  winnow ingest --urls metadata --out pool
-  winnow ingest --urls tables --caption-column alt --out pool --processes 16 --threads 128"""
-DATACOMP: dict[str, Any] = {
-    "input_format": "parquet",
-    "url_col": URL,
-    "output_format": "webdataset",
-    "image_size": 512,
-    "resize_mode": "keep_ratio_largest",
-    "resize_only_if_bigger": True,
-    "retries": 2,
-    "oom_shard_count": 8,
-}
-"""What DataComp's download_upstream.py (:31-145, :218-238) asks of img2dataset; opt-out headers stay honoured."""
+  winnow ingest --urls metadata --out hdfs:///pool --master yarn --threads 128
+  winnow ingest --urls urls.csv --url-column link --caption-column alt --out pool --distributor multiprocessing
+  winnow ingest --urls metadata --out pool --keep-mismatched        # as DataComp: no image is lost for its hash"""
+SUMMARY = """Download a pool from tables of urls and captions, by img2dataset.
 
-
-def download_pool(urls: str, out: str, *, caption_column: str, processes: int, threads: int) -> Counter[str]:
-    """Download every url of the parquet files in a folder into OUT, and return the number of rows per outcome.
-
-    Shards that are already there are kept, so a second run goes on.  Raises PoolError without url or caption column.
-    """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
-    columns = set(list_columns(list_parts(urls)[0]))
-    for needed in (URL, caption_column):
-        if needed not in columns:
-            raise PoolError(f"{urls!r} has no column {needed!r} (it has {sorted(columns)}). See --caption-column.")
-    from img2dataset import download
-
-    kept = [UID] if UID in columns else []
-    download(
-        url_list=urls,
-        output_folder=out,
-        caption_col=caption_column,
-        save_additional_columns=kept,
-        processes_count=processes,
-        thread_count=threads,
-        **DATACOMP,
-    )
-    return count_outcomes(out)
-
-
-def count_outcomes(pool: str) -> Counter[str]:
-    """Return rows by img2dataset's `status`, over all parts of a pool."""
-    outcomes: Counter[str] = Counter()
-    for part in list_parts(pool):
-        assert part.table
-        with open_file(part.table) as file:
-            outcomes.update(pq.read_table(file, columns=[STATUS])[STATUS].to_pylist())
-    return outcomes
+Every http or https url of the table is fetched from the machine that runs the worker, whatever host it names, and
+redirects are followed; run it where nothing private answers, or behind a proxy (http_proxy, https_proxy).  Other urls
+(file:, ftp:, data:) are counted as not_http and never opened.  Images that a server opts out of with X-Robots-Tag are
+left out.  Columns uid, face_bboxes and sha256 or md5 are used when they are there.  Run it again to go on."""
 
 
 @job
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, download, print the outcomes."""
-    parser = make_parser("ingest", "Download a pool from parquet tables of urls and captions.", EXAMPLE)
-    parser.add_argument("--urls", required=True, help="folder of parquet files with a url and a caption column")
-    parser.add_argument("--out", required=True, help="pool folder")
-    parser.add_argument("--caption-column", default=TEXT, help=f"caption column (default: {TEXT}, CommonPool's)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core")
-    parser.add_argument("--threads", type=int, default=32, help="downloads at once in each process (default: 32)")
-    args = parser.parse_args(argv)
-    places = {"caption_column": args.caption_column, "processes": args.processes, "threads": args.threads}
-    for outcome, rows in download_pool(args.urls, args.out, **places).most_common():
-        print(f"{outcome:24s}{rows:12,}")
+    args = _parse(argv)
+    options = IngestConfig(
+        url_column=args.url_column,
+        caption_column=args.caption_column,
+        image_size=args.image_size,
+        resize_mode=args.resize_mode,
+        encode_format=args.encode_format,
+        blur_faces=not args.no_blur,
+        mismatched="keep" if args.keep_mismatched else "fail",
+        rows_per_shard=args.rows_per_shard,
+    )
+    machine = Machine(
+        distributor=args.distributor,
+        processes=args.processes,
+        threads=args.threads,
+        timeout_s=args.timeout,
+        retries=args.retries,
+        stall_s=args.stall,
+    )
+
+    def download(shards: Shards, wanted: Sequence[int]) -> Mapping[int, str]:
+        with ExitStack() as stack:
+            if machine.distributor == "multiprocessing":
+                return download_shards(shards, wanted, machine)
+            session = stack.enter_context(open_session(args.master, name="winnow ingest"))
+            return download_shards(shards, wanted, machine, cancel=session.sparkContext.cancelAllJobs)
+
+    manifest = ingest(download, args.urls, options, args.out)
+    print_outcomes(manifest)
+    if verdicts := manifest.facts[HASHES]:
+        print("hashes: " + ", ".join(f"{verdict} {rows:,}" for verdict, rows in verdicts.items()))
+    if missing := manifest.facts["missing"]:
+        named = "; ".join(f"{shard}: {why}" for shard, why in missing.items())
+        raise StageError(
+            f"{len(missing)} of {manifest.facts['num_shards']} shards are missing ({named}). Run it again."
+        )
+    if not manifest.counts[ROWS].kept:
+        raise StageError(f"not one image came. See error_message in {args.out}/*.parquet; delete them to try again.")
+
+
+def print_outcomes(manifest: Manifest) -> None:
+    """Print the rows that came in, that are kept, and that are not by reason, one line each."""
+    for counts in manifest.counts.values():
+        outcomes = {"in": counts.read, "kept": counts.kept, **counts.dropped, **counts.failed}
+        print("\n".join(f"{outcome:24s}{rows:12,}" for outcome, rows in outcomes.items()))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("ingest", SUMMARY, EXAMPLE)
+    add = parser.add_argument
+    add("--urls", required=True, help="parquet, csv, tsv or jsonl: file, folder, glob, a::b")
+    add("--out", required=True, help="pool folder; the account is its ingest.json")
+    add("--url-column", default=URL, help=f"default: {URL}")
+    add("--caption-column", default=TEXT, help=f"default: {TEXT}, CommonPool's")
+    add("--image-size", type=int, default=512, help="longest side in px (default: 512)")
+    modes = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
+    add("--resize-mode", choices=modes, default="keep_ratio_largest", help="default: keep_ratio_largest")
+    add("--encode-format", choices=("jpg", "png", "webp"), default="jpg", help="default: jpg")
+    add("--no-blur", action="store_true", help="do not blur face_bboxes")
+    add("--keep-mismatched", action="store_true", help="keep images whose hash is not the table's; both are recorded")
+    add("--rows-per-shard", type=int, default=10_000, help="default: 10000")
+    add("--distributor", choices=DISTRIBUTORS, default="pyspark", help="default: pyspark")
+    add_spark(parser)
+    add("--processes", type=int, default=os.cpu_count() or 1, help="of multiprocessing (default: one per core)")
+    add("--threads", type=int, default=32, help="downloads at once in each worker (default: 32)")
+    add("--timeout", type=float, default=10, help="seconds for a connection or the next byte (default: 10)")
+    add("--retries", type=int, default=2, help="further requests after a failed one (default: 2)")
+    add("--stall", type=float, default=900, help="seconds without a byte until a shard is given up (default: 900)")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

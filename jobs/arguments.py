@@ -33,6 +33,19 @@ def add_spark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--master", help="Spark master (default: spark-submit's, else every core of this machine)")
 
 
+def add_tasks_per_gpu(parser: argparse.ArgumentParser) -> None:
+    """Add --tasks-per-gpu."""
+    help = "tasks that share a GPU, where there are GPUs (default: 1); each loads the models"
+    parser.add_argument("--tasks-per-gpu", type=int, default=1, metavar="N", help=help)
+
+
+def add_fresh(parser: argparse.ArgumentParser) -> None:
+    """Add --resume, which is the default and changes nothing, and --fresh."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="go on where the last run stopped (the default)")
+    group.add_argument("--fresh", action="store_true", help="delete what earlier runs made in OUT, and start over")
+
+
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return (recipe or None, overrides).  Raises ConfigError for a second recipe."""
     recipes = [word for word in words if "=" not in word]

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from eval38.table import format_comparison
 from jobs.arguments import add_spark, job, make_parser
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_data(data, seed=args.seed)
     recipe = load_recipe("demo", [*(QUICK if args.quick else ()), f"eval.own=[{','.join(TASKS)}]"])
     pool = join(data, "pool")
-    places = {"pool": pool, "clean": join(data, "clean"), "eval_data": join(data, "evalsets")}
+    places: dict[str, Any] = {"pool": pool, "clean": join(data, "clean"), "eval_data": join(data, "evalsets")}
     results = run_recipe(recipe, **places, out=run, master=args.master)
     url = write_report(run, pool=pool, truth=truth_url(pool), right_kinds=RIGHT_KINDS)
     print(format_comparison({name: result.facts for name, result in results.items()}))

@@ -10,22 +10,24 @@ from typing import Any
 
 from eval38.evaluate import evaluate
 from eval38.table import format_comparison
-from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
+from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
 from jobs.recipes import NETWORK_PREFIX, Recipe, load_recipe
 from jobs.stage_score import run_score
 from jobs.stage_select import run_select
 from jobs.stage_shards import run_shards
-from jobs.stages import SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
+from jobs.stages import RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
 from pipeline.config import as_mapping
-from pipeline.errors import ConfigError, check_name
+from pipeline.errors import ConfigError, StageError, check_name
+from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.pool import list_parts, pool_identity
 from pipeline.report import write_report
-from pipeline.spark import lazy_session
-from pipeline.storage import join, write_bytes
+from pipeline.spark_session import lazy_session
+from pipeline.storage import exists, join, remove, write_bytes
 from pipeline.subset import SUBSET_SUFFIX
 from training.run import train
 
+FOLDERS = ("networks", SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER, "runs", "eval")
 STAGES = ("networks", "score", "select", "shards", "train", "eval")
 EXAMPLE = """  winnow run dfn-tiny --pool pools/cifar-web --clean pools/cifar-hq --eval-data eval --out out
   winnow run dfn-tiny --pool pools/openstax --clean pools/cifar-hq --out out2 --until shards
@@ -41,21 +43,39 @@ def run_recipe(
     eval_data: str | None = None,
     master: str | None = None,
     until: str = "eval",
+    fresh: bool = False,
+    tasks_per_gpu: int = 1,
 ) -> dict[str, Manifest]:
-    """Run the stages up to `until` and return the evaluation manifests by run name.  Raises WinnowError."""
+    """Run the stages up to `until` and return the evaluation manifests by run name.
+
+    `fresh` deletes first what an earlier run made in OUT.
+    Raises WinnowError; StageError when another driver works on OUT, or `fresh` is asked of a folder that is no run.
+    """
+    if fresh and exists(out) and not exists(join(out, RECIPE)):
+        raise StageError(f"{out!r} was not made by `winnow run` (it has no {RECIPE}), so --fresh deletes nothing.")
     stages = STAGES[: STAGES.index(until) + 1]
-    write_bytes(join(out, "recipe.json"), (json.dumps(as_mapping(recipe), indent=2) + "\n").encode())
-    train_networks(recipe, pool=pool, clean=clean, out=out)
-    if "score" in stages:
-        curate(recipe, pool=pool, out=out, master=master, stages=stages)
-    if "train" in stages and recipe.train:
-        train_subsets(recipe, out)
-    if "eval" not in stages:
-        return {}
-    if eval_data is None:
+    with hold_lock(out, "run"):
+        if fresh:
+            discard_run(out)
+        write_bytes(join(out, RECIPE), (json.dumps(as_mapping(recipe), indent=2) + "\n").encode())
+        train_networks(recipe, pool=pool, clean=clean, out=out)
+        if "score" in stages:
+            curate(recipe, pool=pool, out=out, master=master, stages=stages, tasks_per_gpu=tasks_per_gpu)
+        if "train" in stages and recipe.train:
+            train_subsets(recipe, out)
+        if "eval" in stages and eval_data:
+            return evaluate_runs(recipe, eval_data, out)
+    if "eval" in stages:
         print("winnow: nothing is evaluated: no --eval-data", file=sys.stderr)
-        return {}
-    return evaluate_runs(recipe, eval_data, out)
+    return {}
+
+
+def discard_run(out: str) -> None:
+    """Delete every stage's folder of a run folder."""
+    folders = [name for name in FOLDERS if exists(join(out, name))]
+    print(f"winnow: starting over, deleting {', '.join(folders) or 'nothing'} in {out}", file=sys.stderr)
+    for name in folders:
+        remove(join(out, name))
 
 
 def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str) -> None:
@@ -70,20 +90,22 @@ def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str) ->
             train(network.train, data=data, out=join(out, "networks", name), parents=parents)
 
 
-def curate(recipe: Recipe, *, pool: str, out: str, master: str | None, stages: Sequence[str]) -> None:
+def curate(
+    recipe: Recipe, *, pool: str, out: str, master: str | None, stages: Sequence[str], tasks_per_gpu: int = 1
+) -> None:
     """Score, select and write shards on one Spark session."""
     entries = [_place_network(entry, out) for entry in recipe.score]
     scores, subsets = join(out, SCORES_FOLDER), join(out, SUBSETS_FOLDER)
     with lazy_session(master, name=f"winnow {recipe.name}") as start:
         with timed(out, "score"):
-            run_score(start, pool, entries, scores)
+            run_score(start, pool, entries, scores, tasks_per_gpu=tasks_per_gpu)
         for name, steps in recipe.subsets.items() if "select" in stages else ():
             with timed(out, "select", name):
                 run_select(start, scores, name, steps, subsets)
         for name in recipe.subsets if "shards" in stages else ():
             with timed(out, "shards", name):
                 subset = join(subsets, name + SUBSET_SUFFIX)
-                run_shards(start, pool, subset, recipe.shards, join(out, SHARDS_FOLDER, name))
+                run_shards(start, pool, subset, recipe.shards, join(out, SHARDS_FOLDER, name), scores=scores)
 
 
 def _place_network(entry: dict[str, Any], out: str) -> dict[str, Any]:
@@ -128,12 +150,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--until", default="eval", metavar="STAGE", help=f"last stage: {', '.join(STAGES)}")
     parser.add_argument("--truth", help="parquet with uid and kind, to report precision and recall")
     parser.add_argument("--right-kinds", default="", help="kinds of the truth file that are right, with commas")
+    add_fresh(parser)
     add_spark(parser)
+    add_tasks_per_gpu(parser)
     args = parser.parse_args(argv)
     check_name(args.until, STAGES, kind="stage")
     recipe = load_recipe(*split_words(args.words))
     places = {"pool": args.pool, "out": args.out, "clean": args.clean, "eval_data": args.eval_data}
-    results = run_recipe(recipe, **places, master=args.master, until=args.until)
+    results = run_recipe(
+        recipe, **places, master=args.master, until=args.until, fresh=args.fresh, tasks_per_gpu=args.tasks_per_gpu
+    )
     if results:
         print(format_comparison({name: result.facts for name, result in results.items()}))
     kinds = tuple(kind for kind in args.right_kinds.split(",") if kind)

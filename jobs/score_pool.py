@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Sequence
 
-from jobs.arguments import add_recipe, add_spark, job, make_parser, split_words
+from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
 from jobs.recipes import load_recipe
 from jobs.stage_score import run_score
 from pipeline.manifest import Manifest
-from pipeline.spark import lazy_session
+from pipeline.spark_session import lazy_session
 
 EXAMPLE = """  winnow score datacomp-basic --pool pool --out scores
   winnow score my.yaml --pool 's3://bucket/pool/{00000000..00000099}.tar' --out s3://bucket/scores --master yarn
@@ -21,11 +21,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_recipe(parser)
     parser.add_argument("--pool", required=True, help="candidate pool: folder, glob, brace range, a::b")
     parser.add_argument("--out", required=True, help="scores folder")
+    add_fresh(parser)
     add_spark(parser)
+    add_tasks_per_gpu(parser)
     args = parser.parse_args(argv)
     recipe = load_recipe(*split_words(args.words))
     with lazy_session(args.master, name="winnow score") as start:
-        print_counts(run_score(start, args.pool, recipe.score, args.out))
+        print_counts(
+            run_score(start, args.pool, recipe.score, args.out, fresh=args.fresh, tasks_per_gpu=args.tasks_per_gpu)
+        )
 
 
 def print_counts(manifest: Manifest) -> None:

@@ -1,28 +1,56 @@
-"""The score stage: pool -> SCORES/<filter>/<part>.parquet, one Spark task a part."""
+"""The score stage: pool -> SCORES/<filter>/<part>.parquet, one Spark task a part; and the retry of failed rows."""
 
+import json
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from filters import build_filter
 from jobs.stages import Start, warn_broken
 from pipeline.config import as_mapping
 from pipeline.contract import Filter, check_needs
-from pipeline.errors import ConfigError, PoolError
-from pipeline.manifest import Counts, Manifest, add_counts, find_done, write_manifest
-from pipeline.pool import Part, count_rows, list_columns, list_parts, pool_identity
-from pipeline.schemas import PARQUET_SUFFIX
-from pipeline.score import POOL, raise_if_all_broken, score_part
+from pipeline.errors import ConfigError, PoolError, StageError, check_name
+from pipeline.ledger import Unit, find_new, identity_of, read_ledger, write_ledger
+from pipeline.lock import hold_lock
+from pipeline.manifest import Counts, Manifest, add_counts, find_done, hash_json, read_manifest, write_manifest
+from pipeline.pool import Part, count_rows, list_columns, list_parts
+from pipeline.retry import retry_part
+from pipeline.schemas import FAILURES_FOLDER, IMAGE, LEDGER, MANIFEST, PARQUET_SUFFIX, POOL, REQUEST, SPANS_FOLDER
+from pipeline.score import raise_if_all_broken, score_part
 from pipeline.spark import run_each
-from pipeline.storage import join, list_folder, name_of, sweep_temporaries
+from pipeline.storage import (
+    exists,
+    is_local,
+    join,
+    list_folder,
+    list_sizes,
+    name_of,
+    read_bytes,
+    remove,
+    sweep_temporaries,
+    write_bytes,
+)
+
+log = logging.getLogger("winnow")
 
 
 def run_score(
-    start: Start, pool: str, entries: Sequence[Mapping[str, Any]], out: str, *, quiet: bool = False
+    start: Start,
+    pool: str,
+    entries: Sequence[Mapping[str, Any]],
+    out: str,
+    *,
+    fresh: bool = False,
+    tasks_per_gpu: int = 1,
+    quiet: bool = False,
 ) -> Manifest:
     """Score every part of a pool with the recipe's filters into OUT/<filter>/<part>.parquet.
 
-    Raises ConfigError for no filter, an unknown one or two of one name, PoolError when no part can be scored.
+    `fresh` deletes what these filters made in OUT before.  Raises ConfigError for no filter, an unknown one or two of
+    one name, PoolError when no part can be scored, StageError when another driver works on OUT.
     """
     if not entries:
         raise ConfigError(
@@ -31,40 +59,120 @@ def run_score(
     parts, filters = list_parts(pool), [build_filter(entry) for entry in entries]
     owners = _own_columns(filters)
     _check_first_part(parts, filters)
+    with hold_lock(out, "score"):
+        if fresh:
+            discard_scores(out, [f.name for f in filters])
+        known = read_ledger(out)
+        wanted = _name_inputs(filters, parts, known)
+        if done := find_done(out, wanted, is_whole=partial(_has_every_score, out)):
+            return done
+        _write_request(out, pool, entries, parts)
+        _sweep(out, filters)
+        units = [Unit(part, tuple(known.get(part.name, ()))) for part in parts]
+        work = partial(score_part, filters=filters, out=out)
+        sizes = [count_rows(part) for part in parts] if is_local(pool) else None
+        each = partial(run_each, what="score", sizes=sizes, unit="row", quiet=quiet)
+        results = each(start(), work, units, tasks_per_gpu=_share_gpus(filters, tasks_per_gpu))
+        raise_if_all_broken(results)
+        _say_why(results)
+        write_ledger(out, {part.name: r["inputs"] for part, r in zip(parts, results, strict=True) if r["inputs"]})
+        manifest = _finish(filters, owners, parts, results, out)
+        _sweep(out, filters)
+        write_manifest(out, manifest)
+    return manifest
+
+
+def _share_gpus(filters: Sequence[Filter], tasks_per_gpu: int) -> int | None:
+    """Return how many tasks share a GPU, or None when no filter runs on one."""
+    return tasks_per_gpu if any(f.runs_on_device for f in filters) else None
+
+
+def discard_scores(out: str, names: Sequence[str]) -> None:
+    """Delete OUT's manifest, ledger, failures and spans, and the scores of the named filters and the manifest's."""
+    made = read_manifest(out)
+    folders = {FAILURES_FOLDER, SPANS_FOLDER, *names, *(made.config["filters"] if made else ())}
+    log.warning("score: starting over, deleting %s in %s", ", ".join(sorted(folders)), out)
+    for name in [MANIFEST, LEDGER, REQUEST, *sorted(folders)]:
+        remove(join(out, name))
+
+
+def _name_inputs(filters: Sequence[Filter], parts: Sequence[Part], known: Mapping[str, Any]) -> Manifest:
+    """Return the manifest that is wanted; its pool is unknown when any file is not the one noted in the ledger."""
+    new = find_new(parts, known, images=any(IMAGE in f.needs for f in filters))
+    pool = f"unknown until read: {len(new)} of {len(parts)} parts are new or touched"
+    if not new:
+        pool = _pool_identity(parts, [{"inputs": known[part.name]} for part in parts])
     config = {"filters": {f.name: {"version": f.version, **as_mapping(f.settings)} for f in filters}}
-    wanted = Manifest(stage="score", config=config, parents={"pool": pool_identity(parts)})
-    if done := find_done(out, wanted, is_whole=partial(_has_every_score, out)):
-        return done
-    work = partial(score_part, filters=filters, out=out)
-    sizes = [count_rows(part) for part in parts]
-    results = run_each(start(), work, parts, what="score", sizes=sizes, unit="row", quiet=quiet)
-    raise_if_all_broken(results)
+    return Manifest(stage="score", config=config, parents={"pool": pool})
+
+
+def _pool_identity(parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a hash of the bytes of every file that was read."""
+    return hash_json([[part.name, identity_of(r["inputs"])] for part, r in zip(parts, results, strict=True)])
+
+
+def _write_request(out: str, pool: str, entries: Sequence[Mapping[str, Any]], parts: Sequence[Part]) -> None:
+    """Note what was asked, for `winnow status` and `winnow retry`."""
+    place = "::".join(str(Path(p).absolute()) if is_local(p) else p for p in pool.split("::"))
+    asked = {"stage": "score", "pool": place, "entries": list(entries), "parts": [part.name for part in parts]}
+    write_bytes(join(out, REQUEST), (json.dumps(asked, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def _sweep(out: str, filters: Sequence[Filter]) -> None:
+    for name in [*(f.name for f in filters), FAILURES_FOLDER, SPANS_FOLDER]:
+        sweep_temporaries(join(out, name))
+
+
+def _finish(
+    filters: Sequence[Filter],
+    owners: Mapping[str, str],
+    parts: Sequence[Part],
+    results: Sequence[Mapping[str, Any]],
+    out: str,
+) -> Manifest:
+    """Return the manifest of finished scores."""
     broken = {part.name: r["broken"] for part, r in zip(parts, results, strict=True) if r["broken"]}
     warn_broken("score", broken)
-    counts = {f.name: _sum_counts(results, f.name) for f in filters}
     scored = [part.name for part, r in zip(parts, results, strict=True) if r["counts"]]
-    types = {column: str(kind) for f in filters for column, kind in f.makes}
-    facts = {"columns": owners, "types": types, "parts": scored, "broken": broken}
-    manifest = Manifest(
-        stage="score",
-        config=config,
-        parents=wanted.parents,
-        counts={POOL: _sum_counts(results, POOL), **counts},
-        facts=facts,
-    )
-    for name in [*counts, "failures"]:
-        sweep_temporaries(join(out, name))
-    write_manifest(out, manifest)
-    return manifest
+    facts = {
+        "columns": dict(owners),
+        "types": {column: str(kind) for f in filters for column, kind in f.makes},
+        "parts": scored,
+        "broken": broken,
+        "bytes": {f.name: _measure(out, f.name, scored) for f in filters},
+    }
+    config = _name_inputs(filters, [], {}).config
+    counts = {name: _sum_counts(results, name) for name in (POOL, *(f.name for f in filters))}
+    parents = {"pool": _pool_identity(parts, results)}
+    return Manifest(stage="score", config=config, parents=parents, counts=counts, facts=facts)
+
+
+def _measure(out: str, name: str, parts: Sequence[str]) -> int:
+    """Return the bytes of a filter's score files."""
+    sizes = list_sizes(join(out, name))
+    return sum(sizes.get(part + PARQUET_SUFFIX, 0) for part in parts)
 
 
 def _has_every_score(out: str, done: Manifest) -> bool:
     """Return whether no part is left to be tried again, and the score files that a manifest speaks of are there."""
     if set(done.facts["broken"]) - set(done.facts["parts"]):
         return False
-    present = {name: {name_of(url) for url in list_folder(join(out, name))} for name in done.config["filters"]}
     expected = {part + PARQUET_SUFFIX for part in done.facts["parts"]}
-    return all(expected <= found for found in present.values())
+    for name in done.config["filters"]:
+        if not expected <= {name_of(url) for url in list_folder(join(out, name))}:
+            return False
+    return all(_measure(out, name, done.facts["parts"]) == size for name, size in done.facts["bytes"].items())
+
+
+def _say_why(results: Sequence[Mapping[str, Any]]) -> None:
+    """Name what changed since earlier scores, once for all parts it touched."""
+    changed: Counter[tuple[str, str]] = Counter()
+    for result in results:
+        for name, reasons in result["scored"].items():
+            short = {r if r.startswith("filter.") else r.split(" changed")[0] + " changed" for r in reasons}
+            changed.update((name, reason) for reason in short)
+    for (name, reason), number in changed.items():
+        log.warning("score: %s of %s parts by %s again: %s", number, len(results), name, reason)
 
 
 def _own_columns(filters: Sequence[Filter]) -> dict[str, str]:
@@ -93,3 +201,38 @@ def _check_first_part(parts: Sequence[Part], filters: Sequence[Filter]) -> None:
 
 def _sum_counts(results: Sequence[Mapping[str, Any]], name: str) -> Counts:
     return add_counts(Counts(**r["counts"][name]) for r in results if name in r["counts"])
+
+
+def run_retry(
+    start: Start, out: str, reason: str, *, tasks_per_gpu: int = 1, quiet: bool = False
+) -> tuple[Manifest, dict[str, int]]:
+    """Score again only the rows of OUT that failed for `reason`; return the new manifest and {"tried", "mended"}.
+
+    Raises StageError without finished scores or when the pool has changed since, ConfigError for a reason that no row
+    failed for (did you mean).
+    """
+    made = read_manifest(out)
+    if made is None or not exists(join(out, REQUEST)):
+        raise StageError(f"{out!r} holds no finished scores. `winnow score` goes on where it stopped.")
+    check_name(reason, {r for name, c in made.counts.items() if name != POOL for r in c.failed}, kind="reason")
+    asked = json.loads(read_bytes(join(out, REQUEST)))
+    filters = [build_filter(entry) for entry in asked["entries"]]
+    parts = [part for part in list_parts(asked["pool"]) if part.name in set(made.facts["parts"])]
+    with hold_lock(out, "retry"):
+        known = read_ledger(out)
+        units = [Unit(part, tuple(known.get(part.name, ()))) for part in parts]
+        remove(join(out, MANIFEST))  # until every part is mended, counts and files disagree
+        work = partial(retry_part, filters=filters, out=out, reason=reason)
+        shared = _share_gpus(filters, tasks_per_gpu)
+        results = run_each(start(), work, units, what="retry", tasks_per_gpu=shared, quiet=quiet)
+        counts = {POOL: made.counts[POOL]} | {f.name: _sum_counts(results, f.name) for f in filters}
+        sizes = {f.name: _measure(out, f.name, made.facts["parts"]) for f in filters}
+        manifest = Manifest(
+            stage="score",
+            config=made.config,
+            parents=made.parents,
+            counts=counts,
+            facts={**made.facts, "bytes": sizes},
+        )
+        write_manifest(out, manifest)
+    return manifest, {what: sum(r[what] for r in results) for what in ("tried", "mended")}

@@ -1,62 +1,110 @@
 """The select stage: stored scores -> SUBSETS/<name>.npy and <name>.json; and exact thresholds without a subset."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from jobs.stages import Start
 from pipeline.config import as_mapping
 from pipeline.errors import ConfigError, StageError, check_name
-from pipeline.manifest import Manifest, find_done, read_manifest, write_manifest
-from pipeline.pool import Part
-from pipeline.schemas import UID
-from pipeline.score import POOL, read_scores
-from pipeline.select import (
-    RADIX_BITS,
-    Step,
-    Top,
-    check_steps,
-    clean_batch,
-    count_radix,
-    find_columns,
-    find_threshold,
-    order_keys,
-    select_rows,
-)
-from pipeline.spark import open_table
-from pipeline.storage import exists, join, sha256_of_file
-from pipeline.subset import SUBSET_SUFFIX, write_subset
+from pipeline.join import ForeignTable, join_tables, open_tables
+from pipeline.lock import hold_lock
+from pipeline.manifest import Manifest, find_done, hash_json, read_manifest, write_manifest
+from pipeline.schemas import POOL
+from pipeline.select import Step, Top, check_steps, find_columns
+from pipeline.select_steps import Source, find_cut, select_rows
+from pipeline.select_table import PartGroup, Passing, ScoreTable, Spread, sum_in_threads
+from pipeline.spark import sum_each
+from pipeline.storage import exists, join, remove, sha256_of_file
+from pipeline.subset import SUBSET_SUFFIX
+from pipeline.subset_runs import merge_runs
+
+log = logging.getLogger("winnow")
+DRIVER_ROWS = 50_000_000
+"""Up to so many rows the threads of the driver count faster than Spark starts; beyond, Spark's workers do."""
 
 
-def run_select(start: Start, scores: str, name: str, steps: Sequence[Step], out: str) -> Manifest:
+def run_select(
+    start: Start,
+    scores: str,
+    name: str,
+    steps: Sequence[Step],
+    out: str,
+    *,
+    tables: Sequence[str] = (),
+    fresh: bool = False,
+) -> Manifest:
     """Write OUT/<name>.npy with the uids that pass the steps, and OUT/<name>.json as its manifest.
 
-    No step keeps every scored row.  Raises StageError without scores, ConfigError for an unknown column.
+    No step keeps every scored row; rows that share a uid are one entry, and the shards stage finds them all.  `tables`
+    are parquet files with a uid column, whose other columns join the scores: null for a row they lack.  `fresh` selects
+    again what is already there.
+    Raises StageError without scores or when another driver works on OUT, ConfigError for an unknown column, PoolError
+    for a table that cannot be joined.
     """
-    scored = _require_scores(scores)
-    wanted = Manifest(stage="select", config=as_mapping({"steps": steps}), parents={"scores": scored.identity})
-    url, manifest_name = join(out, name + SUBSET_SUFFIX), f"{name}.json"
+    scored, foreign = _require_scores(scores), open_tables(tables)
+    parents = {"scores": _version_of(scored)} | {table.name: table.identity for table in foreign}
+    wanted = Manifest(stage="select", config=as_mapping({"steps": steps}), parents=parents)
+    url, manifest_name, scratch = join(out, name + SUBSET_SUFFIX), f"{name}.json", join(out, f".tmp-select-{name}")
 
     def is_whole(done: Manifest) -> bool:
         return exists(url) and sha256_of_file(url) == done.facts["sha256"]
 
-    if done := find_done(out, wanted, name=manifest_name, is_whole=is_whole):
-        return done
-    columns = find_columns(steps, _scalar_columns(scored))
-    check_steps(steps, scored.facts["types"])
-    owners = {c: scored.facts["columns"][c] for c in columns} or dict(scored.facts["columns"])
-    schema = pa.schema([(UID, pa.string())] + [(c, _type_of(scored.facts["types"][c])) for c in columns])
-    parts = [Part(part, None, None) for part in scored.facts["parts"]]
-    table = open_table(start(), partial(_read_clean, scores, columns, owners), parts, schema)
-    kept = select_rows(table, steps, num_rows=scored.counts[POOL].read)
-    write_subset(url, np.unique(kept.uids))  # rows that share a uid are one entry; the shards stage finds them all
-    facts = {"rows": len(kept.uids), "sha256": sha256_of_file(url), "thresholds": kept.thresholds}
-    manifest = Manifest(stage="select", config=wanted.config, parents=wanted.parents, counts=kept.counts, facts=facts)
-    write_manifest(out, manifest, name=manifest_name)
+    with hold_lock(out, "select"):
+        if fresh:
+            log.warning("select: starting over with subset %s in %s", name, out)
+            remove(join(out, manifest_name))
+        if done := find_done(out, wanted, name=manifest_name, is_whole=is_whole):
+            return done
+        remove(scratch)
+        try:
+            source = _open_source(start, scores, scored, foreign, steps, scratch)
+            kept = select_rows(source, steps, scratch)
+            num_uids, sha256 = merge_runs(kept.runs, url)
+        finally:
+            remove(scratch)
+        facts = {"rows": kept.rows, "uids": num_uids, "sha256": sha256, "thresholds": kept.thresholds}
+        manifest = replace(wanted, counts=kept.counts, facts=facts)
+        write_manifest(out, manifest, name=manifest_name)
     return manifest
+
+
+def _version_of(scored: Manifest) -> str:
+    """Return a hash of the scores' identity and accounts: a retry that mends rows changes the second alone."""
+    return hash_json([scored.identity, {name: asdict(counts) for name, counts in scored.counts.items()}])
+
+
+def _open_source(
+    start: Start, scores: str, scored: Manifest, foreign: Sequence[ForeignTable], steps: Sequence[Step], scratch: str
+) -> Source:
+    """Return the score table that the steps need, foreign columns joined to it in files under SCRATCH."""
+    types = _scalar_types(scored)
+    for other in foreign:
+        for column in sorted(other.types.keys() & types.keys()):
+            raise ConfigError(f"column {column!r} of {other.pattern!r} stands in the scores too. Rename one of them.")
+        types |= other.types
+    columns = find_columns(steps, types)
+    check_steps(steps, types)
+    owners = scored.facts["columns"]
+    own = {c: owners[c] for c in columns if c in owners} or dict(owners)
+    table = ScoreTable({name: join(scores, name) for name in sorted(set(own.values()))}, own)
+    parts = table.measure(scored.facts["parts"])
+    table = join_tables(start, table, parts, foreign, columns, join(scratch, "joined"))
+    num_pool = scored.counts[POOL].read
+    return Source(table, parts, types, num_pool, start, _choose_spread(start, sum(p.num_rows for p in parts)))
+
+
+def _choose_spread(start: Start, num_rows: int) -> Spread:
+    if num_rows <= DRIVER_ROWS:
+        return sum_in_threads
+
+    def spread(work: Callable[[PartGroup], np.ndarray], groups: Sequence[PartGroup], size: int) -> np.ndarray:
+        return sum_each(start(), work, groups, size, what="select")
+
+    return spread
 
 
 def _require_scores(scores: str) -> Manifest:
@@ -66,16 +114,8 @@ def _require_scores(scores: str) -> Manifest:
     return found
 
 
-def _scalar_columns(scored: Manifest) -> list[str]:
-    return [column for column, kind in scored.facts["types"].items() if "list" not in kind]
-
-
-def _type_of(name: str) -> pa.DataType:
-    return {"int32": pa.int32(), "float": pa.float32(), "double": pa.float64(), "string": pa.string()}[name]
-
-
-def _read_clean(scores: str, columns: Sequence[str], owners: Mapping[str, str], part: Part) -> Iterator[pa.RecordBatch]:
-    yield from map(clean_batch, read_scores(scores, part, columns, dict(owners)))
+def _scalar_types(scored: Manifest) -> dict[str, str]:
+    return {column: kind for column, kind in scored.facts["types"].items() if "list" not in kind}
 
 
 def calibrate(scores: str, by: str, *, fraction: float | None, count: int | None) -> dict[str, Any]:
@@ -84,28 +124,22 @@ def calibrate(scores: str, by: str, *, fraction: float | None, count: int | None
     Streams over the stored scores without Spark.  Raises ConfigError for a column that cannot be cut, or an empty wish.
     """
     scored = _require_scores(scores)
-    check_name(by, _scalar_columns(scored), kind="score column")
+    types = _scalar_types(scored)
+    check_name(by, types, kind="score column")
     top = Top(by=by, fraction=fraction, count=count)
-    check_steps([Step(name="calibrate", top=top)], scored.facts["types"])
-    num_pool = scored.counts[POOL].read
+    check_steps([Step(name="calibrate", top=top)], types)
+    owner, num_pool = scored.facts["columns"][by], scored.counts[POOL].read
+    table = ScoreTable({owner: join(scores, owner)}, {by: owner})
+    source = Source(table, table.measure(scored.facts["parts"]), types, num_pool, _no_session)
+    found, _ = find_cut(source, Passing(), top)
     wanted = top.count_wanted(num_pool=num_pool, num_input=num_pool)
-    owners = {by: scored.facts["columns"][by]}
-    bits = 32 if scored.facts["types"][by] == "float" else 64
-    floating = np.float32 if bits == 32 else np.float64
-
-    def read_keys() -> Iterator[np.ndarray]:
-        for part in scored.facts["parts"]:
-            for batch in _read_clean(scores, [by], owners, Part(part, None, None)):
-                yield order_keys(batch.column(by).drop_null().to_numpy(zero_copy_only=False).astype(floating))
-
-    def count_pass(prefix: int, depth: int) -> np.ndarray:
-        counts = (count_radix(keys, prefix=prefix, depth=depth, bits=bits) for keys in read_keys())
-        return sum(counts, np.zeros(1 << RADIX_BITS, np.int64))
-
-    found = find_threshold(count_pass, lambda available: wanted, bits=bits)
     if found is None or found.num_above + found.num_taken < wanted:
         raise ConfigError(
             f"cannot keep {wanted:,} rows of a pool of {num_pool:,}: not that many have a {by!r}, or none."
         )
     kept = found.num_above + found.num_tied
     return {"by": by, "threshold": found.value, "wanted": wanted, "kept_at_or_above": kept, "pool": num_pool}
+
+
+def _no_session() -> Any:
+    raise AssertionError("a threshold needs no Spark")

@@ -2,7 +2,7 @@
 
 The stages themselves: stage_score.py, stage_select.py, stage_shards.py.  Each writes its manifest last and is skipped
 when done.  Single verbs (score_pool.py, ...) and whole recipes (run_recipe.py) call the same three.  `start` returns
-the Spark session (pipeline.spark.lazy_session); a stage that is done never calls it.
+the Spark session (pipeline.spark_session.lazy_session); a stage that is done never calls it.
 """
 
 import json
@@ -17,6 +17,8 @@ from pipeline.storage import exists, join, read_bytes, write_bytes
 
 log = logging.getLogger("winnow")
 Start = Callable[[], Any]
+RECIPE = "recipe.json"
+"""The recipe of a run folder, written first: what makes a folder one."""
 SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER = "scores", "subsets", "shards"
 
 

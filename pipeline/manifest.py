@@ -127,9 +127,13 @@ def find_done(
 
 def changes(old: Manifest, new: Manifest) -> list[str]:
     """Return one phrase per difference in what decides the bytes, e.g. `config.fraction changed from 0.3 to 0.4`."""
-    before, after = (
-        _flatten({"config": m.config, "parents": m.parents, "format": m.format_version}) for m in (old, new)
-    )
+    before, after = ({"config": m.config, "parents": m.parents, "format": m.format_version} for m in (old, new))
+    return describe_changes(before, after)
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one phrase per leaf in which two JSON values differ, in the order of their names."""
+    before, after = _flatten(old), _flatten(new)
     names = sorted(before.keys() | after.keys())
     return [
         f"{n} changed from {before.get(n, 'absent')} to {after.get(n, 'absent')}"

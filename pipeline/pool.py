@@ -8,10 +8,10 @@ the .txt member.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,10 @@ from pipeline.manifest import hash_json
 from pipeline.schemas import (
     CAPTION,
     CAPTION_EXTENSION,
+    END,
+    ERROR_MESSAGE,
+    FAILURE_MESSAGE,
+    FAILURE_REASON,
     IMAGE,
     IMAGE_ERROR,
     IMAGE_EXTENSIONS,
@@ -31,10 +35,12 @@ from pipeline.schemas import (
     ORIGINAL_WIDTH,
     PARQUET_SUFFIX,
     REASON_BAD_UID,
+    REASON_DUPLICATE_KEY,
     REASON_MISSING_IMAGE,
     REASON_NOT_DOWNLOADED,
     REASON_TRUNCATED_TAR,
     ROW,
+    START,
     STATUS,
     STATUS_SUCCESS,
     TAR_SUFFIX,
@@ -42,8 +48,8 @@ from pipeline.schemas import (
     UID,
     URL,
 )
-from pipeline.storage import expand, fingerprint, list_folder, name_of, open_file
-from pipeline.tars import BrokenTar, TarRow, read_rows
+from pipeline.storage import expand, fingerprint, fingerprint_all, list_folder, name_of, open_file, read_ranges
+from pipeline.tars import BrokenTar, TarRow, read_rows, unpack_row
 from pipeline.uid import derive_uid
 
 UID_PATTERN = r"^[0-9a-f]{32}$"
@@ -76,10 +82,18 @@ class PartRows:
     """Always has ROW, UID, KEY, TEXT; any other column the pool's parquet has."""
     num_listed: int
     """Rows the part lists, failed downloads included."""
-    failed: dict[str, int]
-    """Listed rows that are not in `table`, by reason."""
+    lost: pa.Table
+    """Listed rows that are not in `table`, as LOST_SCHEMA."""
     broken: str | None
     """Why the tar of a part without a parquet ended early, else None; how many rows that cost cannot be known."""
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """Listed rows that are not in `table`, by reason."""
+        return {pair["values"]: pair["counts"] for pair in self.lost[FAILURE_REASON].value_counts().to_pylist()}
+
+
+LOST_SCHEMA = pa.schema([(name, pa.string()) for name in (UID, KEY, FAILURE_REASON, FAILURE_MESSAGE)])
 
 
 def list_parts(pool: str) -> list[Part]:
@@ -112,7 +126,9 @@ def _folder_of(url: str) -> str:
 
 def pool_identity(parts: Sequence[Part]) -> str:
     """Return a hash of every part's file names, sizes and versions."""
-    return hash_json([[part.name, part.fingerprints()] for part in parts])
+    files = [(part.name, url) for part in parts for url in (part.tar, part.table) if url]
+    versions = fingerprint_all([url for _, url in files])
+    return hash_json([[name, version] for (name, _), version in zip(files, versions, strict=True)])
 
 
 def list_columns(part: Part) -> list[str]:
@@ -160,20 +176,29 @@ def _read_from_table(part: Part) -> PartRows:
         table = _drop_reserved(parquet.read())
         num_listed = table.num_rows
         table = _normalise(table, part)
-    failed = {}
+    lost = [LOST_SCHEMA.empty_table()]
     if STATUS in table.column_names:
-        downloaded = table.filter(pc.equal(table[STATUS].cast(pa.string()), STATUS_SUCCESS).fill_null(False))
-        failed[REASON_NOT_DOWNLOADED] = num_listed - downloaded.num_rows
-        table = downloaded
-    named = table.filter(pc.match_substring_regex(table[UID], UID_PATTERN).fill_null(False))
-    failed[REASON_BAD_UID] = table.num_rows - named.num_rows
-    named = named.append_column(ROW, pa.array(range(named.num_rows), pa.int32()))
-    return PartRows(named, num_listed, {reason: number for reason, number in failed.items() if number}, None)
+        downloaded = pc.equal(table[STATUS].cast(pa.string()), STATUS_SUCCESS).fill_null(False)
+        lost.append(_describe_lost(table.filter(pc.invert(downloaded)), REASON_NOT_DOWNLOADED, ERROR_MESSAGE))
+        table = table.filter(downloaded)
+    named = pc.match_substring_regex(table[UID], UID_PATTERN).fill_null(False)
+    lost.append(_describe_lost(table.filter(pc.invert(named)), REASON_BAD_UID, UID))
+    table = table.filter(named)
+    table = table.append_column(ROW, pa.array(range(table.num_rows), pa.int32()))
+    return PartRows(table, num_listed, pa.concat_tables(lost), None)
+
+
+def _describe_lost(table: pa.Table, reason: str, says_why: str) -> pa.Table:
+    """Return rows that are left out as LOST_SCHEMA; column `says_why`, where the pool has it, is the message."""
+    reasons = pa.array([reason] * table.num_rows, pa.string())
+    has_message = says_why in table.column_names and pa.types.is_string(table.schema.field(says_why).type)
+    messages = table[says_why] if has_message else pa.nulls(table.num_rows, pa.string())
+    return pa.table([table[UID], table[KEY], reasons, messages], schema=LOST_SCHEMA)
 
 
 def _drop_reserved(table: pa.Table) -> pa.Table:
     """Return the table without columns that reading adds itself, and without repeats of a column's name."""
-    first = dict.fromkeys(name for name in table.column_names if name not in (ROW, IMAGE, IMAGE_ERROR))
+    first = dict.fromkeys(name for name in table.column_names if name not in (ROW, IMAGE, IMAGE_ERROR, START, END))
     return table.select([table.column_names.index(name) for name in first])
 
 
@@ -227,18 +252,25 @@ def _derive_uids(table: pa.Table, url: str | None) -> pa.Array:
 
 
 def _read_from_tar(url: str) -> PartRows:
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, dict[str, Any]] = {}
+    lost: list[dict[str, Any]] = []
     broken = None
     try:
-        for tar_row in read_rows(url):
-            rows.append(_describe(tar_row) | {ROW: len(rows)})
+        for tar_row in read_rows(url, repeats=True):
+            row = _describe(tar_row)
+            if tar_row.key in rows:
+                message = "an earlier row of this tar has this key"
+                lost.append(row | {FAILURE_REASON: REASON_DUPLICATE_KEY, FAILURE_MESSAGE: message})
+            else:
+                rows[tar_row.key] = row | {ROW: len(rows)}
     except BrokenTar as error:
         broken = str(error)
     schema = pa.schema(
         [(ROW, pa.int32()), (UID, pa.string()), (KEY, pa.string()), (TEXT, pa.string()), (URL, pa.string())]
         + [(ORIGINAL_WIDTH, pa.int64()), (ORIGINAL_HEIGHT, pa.int64())]
     )
-    return PartRows(pa.Table.from_pylist(rows, schema), len(rows), {}, broken)
+    table, repeated = pa.Table.from_pylist(list(rows.values()), schema), pa.Table.from_pylist(lost, LOST_SCHEMA)
+    return PartRows(table, len(rows) + len(lost), repeated, broken)
 
 
 def _describe(tar_row: TarRow) -> dict[str, Any]:
@@ -280,22 +312,22 @@ def _clean_size(value: Any) -> int | None:
 def read_batches(part: Part, rows: PartRows, *, images: bool) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a part in batches, each row once.
 
-    With `images`, batches have IMAGE and IMAGE_ERROR and come in the tar's order, rows without an image last;
-    ROW gives each row's place in the pool's order.  Batches are bounded in rows and image bytes.
+    With `images`, batches have IMAGE, IMAGE_ERROR, START and END and come in the tar's order, rows without an image
+    last; ROW gives each row's place in the pool's order.  Batches are bounded in rows and image bytes.
     """
     if not images:
         yield from rows.table.combine_chunks().to_batches(max_chunksize=BATCH_ROWS * 16)
         return
     place = {key: row for row, key in reversed(list(enumerate(rows.table[KEY].to_pylist())))}
-    waiting: list[tuple[int, bytes | None, str | None]] = []
+    waiting: list[_Found] = []
     waiting_bytes, cut = 0, rows.broken is not None
     try:
-        for tar_row in read_rows(part.tar) if part.tar else ():
+        for tar_row in read_rows(part.tar, repeats=True) if part.tar else ():
             row = place.pop(tar_row.key, None)
             if row is None:
                 continue
             image = tar_row.find(IMAGE_EXTENSIONS)
-            waiting.append((row, image, None if image is not None else REASON_MISSING_IMAGE))
+            waiting.append(_Found(row, image, None if image is not None else REASON_MISSING_IMAGE, *tar_row.span))
             waiting_bytes += len(image or b"")
             if len(waiting) >= BATCH_ROWS or waiting_bytes >= BATCH_BYTES:
                 yield _make_batch(rows.table, waiting)
@@ -303,7 +335,26 @@ def read_batches(part: Part, rows: PartRows, *, images: bool) -> Iterator[pa.Rec
     except BrokenTar:
         cut = True
     why = REASON_TRUNCATED_TAR if cut else REASON_MISSING_IMAGE
-    waiting += [(row, None, why) for row in _rows_left(rows.table, place)]
+    waiting += [_Found(row, None, why, None, None) for row in _rows_left(rows.table, place)]
+    for start in range(0, len(waiting), BATCH_ROWS):
+        yield _make_batch(rows.table, waiting[start : start + BATCH_ROWS])
+
+
+def read_chosen(
+    part: Part, rows: PartRows, chosen: Sequence[int], *, spans: Mapping[int, tuple[int, int]], images: bool
+) -> Iterator[pa.RecordBatch]:
+    """Yield what read_batches does for some rows (places, ascending) only, reading their own bytes in the tar.
+
+    `spans` has the bytes [start, end) of the rows that have an image.
+    """
+    if not images:
+        yield from rows.table.take(pa.array(chosen, pa.int32())).combine_chunks().to_batches()
+        return
+    here = [row for row in chosen if row in spans]
+    waiting: list[_Found] = []
+    for row, packed in zip(here, read_ranges(part.tar or "", [spans[row] for row in here]), strict=True):
+        waiting.append(_Found(row, unpack_row(packed, part.tar or "").find(IMAGE_EXTENSIONS), None, *spans[row]))
+    waiting += [_Found(row, None, REASON_MISSING_IMAGE, None, None) for row in chosen if row not in spans]
     for start in range(0, len(waiting), BATCH_ROWS):
         yield _make_batch(rows.table, waiting[start : start + BATCH_ROWS])
 
@@ -315,9 +366,21 @@ def _rows_left(table: pa.Table, place: dict[str, int]) -> list[int]:
     return [row for row, key in keys if first.setdefault(key, row) != row or place.get(key) == row]
 
 
-def _make_batch(table: pa.Table, waiting: list[tuple[int, bytes | None, str | None]]) -> pa.RecordBatch:
-    rows, images, errors = zip(*waiting, strict=True)
+class _Found(NamedTuple):
+    """What the tar has of one row."""
+
+    row: int
+    image: bytes | None
+    error: str | None
+    start: int | None
+    end: int | None
+
+
+def _make_batch(table: pa.Table, waiting: Sequence[_Found]) -> pa.RecordBatch:
+    rows, images, errors, starts, ends = zip(*waiting, strict=True)
     taken = table.take(pa.array(rows, pa.int32()))
     taken = taken.append_column(IMAGE, pa.array(images, pa.binary()))
     taken = taken.append_column(IMAGE_ERROR, pa.array(errors, pa.string()))
+    taken = taken.append_column(START, pa.array(starts, pa.int64()))
+    taken = taken.append_column(END, pa.array(ends, pa.int64()))
     return taken.combine_chunks().to_batches()[0]

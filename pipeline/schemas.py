@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a stored format changes; part of every artifact's identity."""
 
 # Columns of a pool (CommonPool metadata; img2dataset's parquet says `caption` where CommonPool says `text`).
@@ -15,6 +15,7 @@ STATUS = "status"
 ORIGINAL_WIDTH = "original_width"
 ORIGINAL_HEIGHT = "original_height"
 STATUS_SUCCESS = "success"
+ERROR_MESSAGE = "error_message"
 
 # Columns that reading a pool adds to its batches; they are never stored.
 ROW = "__row__"
@@ -23,6 +24,9 @@ IMAGE = "image"
 """binary: the image member's bytes, untouched; null when there are none."""
 IMAGE_ERROR = "__image_error__"
 """string: why IMAGE is null (one of the REASON_ names); null otherwise."""
+START = "__start__"
+END = "__end__"
+"""int64: bytes of the row in its tar, headers and padding included; null where the tar does not have it."""
 
 REASON_MISSING_IMAGE = "missing_image"
 REASON_TRUNCATED_TAR = "truncated_tar"
@@ -31,6 +35,7 @@ REASON_NULL_CAPTION = "null_caption"
 REASON_NOT_DOWNLOADED = "not_downloaded"
 REASON_BROKEN_PART = "broken_part"
 REASON_BAD_UID = "bad_uid"
+REASON_DUPLICATE_KEY = "duplicate_key"
 REASON_MISSING_COLUMN = "missing_column"
 
 # Score columns.
@@ -77,20 +82,36 @@ RUN_MODEL = "model.json"
 EVAL_RESULTS = "eval_results.jsonl"
 REPORT = "report.html"
 EVENTS = "events.jsonl"
+LEDGER = "ledger.json"
+REQUEST = "request.json"
+LOCK = ".winnow-lock"
 
+FAILURES_FOLDER = "failures"
+SPANS_FOLDER = "spans"
+POOL = "pool"
+"""Name of the account of the pool's own rows beside one account per filter."""
+FAILURE_PART = "part"
+FAILURE_FILTER = "filter"
+FAILURE_REASON = "reason"
+FAILURE_MESSAGE = "message"
 FAILURE_SCHEMA = pa.schema(
     [
-        ("part", pa.string()),
+        (FAILURE_PART, pa.string()),
         (ROW, pa.int32()),
         (UID, pa.string()),
-        ("filter", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
+        (KEY, pa.string()),
+        (START, pa.int64()),
+        (FAILURE_FILTER, pa.string()),
+        (FAILURE_REASON, pa.string()),
+        (FAILURE_MESSAGE, pa.string()),
     ]
 )
-"""One row per (pool row, filter) that could not be scored."""
+"""The quarantine: one row per (pool row, filter) that could not be scored, and per row that the pool itself spoiled
+(filter "pool", ROW null).  START is the byte position of the row in its tar, null where it has none."""
 
 # Metadata keys of a score file.
 SCORE_IDENTITY = b"winnow_identity"
 SCORE_FILTER = b"winnow_filter"
 SCORE_COUNTS = b"winnow_counts"
+SCORE_INPUTS = b"winnow_inputs"
+SCORE_POOL = b"winnow_pool"

@@ -1,127 +1,143 @@
-"""Filters x one pool part -> score files: OUT/<filter>/<part>.parquet with uid and the filter's columns, in pool order.
+"""Filters x one pool part -> score files (score_files.py), failures (quarantine.py) and spans (spans.py).
 
-One pass over the part's images serves every filter that needs them.  A score file names its filter's identity and the
-part's version in its metadata, so a rerun redoes exactly what changed.  Nothing is dropped here: a row that could not
-be scored holds nulls and is counted, by reason, in OUT/failures/<part>.parquet.
+One pass over the part's images serves every filter that needs them.  A unit of work is one filter on one part; its
+identity is a hash of the filter (kind, version, settings, model) and of the bytes of the files it reads, so a rerun
+redoes exactly what changed and says why.  Nothing is dropped here: a row that could not be scored holds nulls and is
+counted by reason.
 """
 
-import json
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from pipeline.contract import Failure, Filter, Score, Scored, check_scored
+from pipeline.contract import Filter, Scored
 from pipeline.errors import PoolError
-from pipeline.manifest import Counts, hash_json
+from pipeline.ledger import FileRecord, Unit, digest_file, list_inputs
+from pipeline.manifest import Counts
 from pipeline.pool import Part, PartRows, list_columns, read_batches, read_part
+from pipeline.quarantine import count_failures, make_failures, make_pool_failures, merge_failures
 from pipeline.schemas import (
-    FAILURE_SCHEMA,
+    END,
     IMAGE,
-    PARQUET_SUFFIX,
+    IMAGE_ERROR,
+    POOL,
     REASON_BROKEN_PART,
-    REASON_MISSING_COLUMN,
+    REASON_TRUNCATED_TAR,
     ROW,
     SCORE_COUNTS,
-    SCORE_FILTER,
     SCORE_IDENTITY,
+    SCORE_POOL,
+    START,
     UID,
 )
-from pipeline.storage import exists, join, open_file, write_atomic
-
-log = logging.getLogger("winnow")
-FAILURES_FOLDER = "failures"
-POOL = "pool"
-"""Name of the account of the pool's own rows beside one account per filter."""
+from pipeline.score_files import read_metadata, say_why, score_url, unit_identity, write_scores
+from pipeline.spans import write_spans
+from pipeline.worker import score_batches
 
 
-def score_url(out: str, name: str, part: Part) -> str:
-    """Return where the scores of one filter for one part are."""
-    return join(out, name, part.name + PARQUET_SUFFIX)
+@dataclass(frozen=True, slots=True)
+class PartScores:
+    """What filters say about the rows of one part, not yet written."""
+
+    tables: dict[str, list[pa.Table]]
+    """Per filter: ROW, UID and its columns, batch by batch."""
+    failures: pa.Table
+    spans: list[pa.RecordBatch]
+    """ROW, START, END, IMAGE_ERROR; empty when no image was read."""
 
 
-def unit_identity(filter: Filter, part: Part) -> str:
-    """Return the hash that decides the bytes of one score file: the filter's identity and the part's version."""
-    return hash_json([filter.identity, part.name, part.fingerprints()])
-
-
-def read_done(out: str, filter: Filter, part: Part) -> Counts | None:
-    """Return the account of a finished score file, or None if it is absent, broken, or of another filter or part."""
-    url = score_url(out, filter.name, part)
-    if not exists(url):
-        return None
-    try:
-        with open_file(url) as file:
-            metadata = pq.read_schema(file).metadata or {}
-    except (pa.ArrowException, OSError):
-        return None
-    if metadata.get(SCORE_IDENTITY, b"").decode() != unit_identity(filter, part):
-        return None
-    return Counts(**json.loads(metadata[SCORE_COUNTS]))
-
-
-def score_part(part: Part, *, filters: Sequence[Filter], out: str) -> dict[str, Any]:
+def score_part(unit: Unit, *, filters: Sequence[Filter], out: str) -> dict[str, Any]:
     """Score one part with every filter that has not done it yet, and return its accounts as plain JSON.
 
-    {"counts": {filter: Counts}, "broken": message or None, "scored": number of score files written}.  A part that
-    cannot be read has no counts and a message in "broken", and the other parts go on; a part that lacks what one
-    filter reads has nulls in that filter's scores.
+    {"counts": {filter: Counts}, "broken": message or None, "inputs": file records, "scored": {filter: why it was done},
+    "reused": filters that were done}.  A part that cannot be read has no counts and a message in "broken", and the
+    other parts go on; a part that lacks what one filter reads has nulls in that filter's scores.
+    Raises StageError or OSError when scores cannot be written: that is no fault of the part.
     """
+    part = unit.part
+    found = {f.name: read_metadata(score_url(out, f.name, part)) for f in filters}
     try:
-        return _score_readable(part, filters, out)
+        records = digest_inputs(unit, filters)
+        done = {f.name for f in filters if found[f.name].get(SCORE_IDENTITY) == unit_identity(f, part, records[f.name])}
+        todo = [f for f in filters if f.name not in done]
+        pool = found[next(iter(done))][SCORE_POOL] if done and not todo else None
+        if pool is None:
+            rows = read_part(part)
+            pool = {"counts": asdict(Counts(read=rows.num_listed, kept=rows.table.num_rows, failed=rows.failed))}
+            pool["broken"] = rows.broken
+        scores = score_rows(part, rows, todo) if todo else None
     except (PoolError, OSError, pa.ArrowException) as error:
-        return {"counts": {}, "broken": f"{REASON_BROKEN_PART}: {error}", "scored": 0}
+        message = f"{REASON_BROKEN_PART}: {error}"
+        return {"counts": {}, "broken": message, "inputs": [], "scored": {}, "reused": []}
+    counts = {name: found[name][SCORE_COUNTS] for name in done}
+    if scores:
+        counts |= write_part_scores(out, part, todo, scores, pool, records)
+    inputs = {record["name"]: record for of_filter in records.values() for record in of_filter}
+    return {
+        "counts": {POOL: pool["counts"], **counts},
+        "broken": pool["broken"],
+        "inputs": list(inputs.values()),
+        "scored": {f.name: say_why(found[f.name], f, records[f.name]) for f in todo},
+        "reused": sorted(done),
+    }
 
 
-def _score_readable(part: Part, filters: Sequence[Filter], out: str) -> dict[str, Any]:
-    done = {f.name: read_done(out, f, part) for f in filters}
-    todo = [f for f in filters if done[f.name] is None]
-    counts = {name: account for name, account in done.items() if account}
-    rows = read_part(part)
-    counts[POOL] = Counts(read=rows.num_listed, kept=rows.table.num_rows, failed=rows.failed)
-    if todo:
-        counts |= _score_rows(part, rows, todo, out)
-    return {"counts": {name: asdict(c) for name, c in counts.items()}, "broken": rows.broken, "scored": len(todo)}
+def digest_inputs(unit: Unit, filters: Sequence[Filter]) -> dict[str, list[FileRecord]]:
+    """Return per filter the records of the files it reads; each file is hashed at most once."""
+    read = {f.name: list_inputs(unit.part, images=IMAGE in f.needs) for f in filters}
+    records = {
+        url: digest_file(url, unit.known) for url in dict.fromkeys(url for urls in read.values() for url in urls)
+    }
+    return {name: [records[url] for url in urls] for name, urls in read.items()}
 
 
-def _score_rows(part: Part, rows: PartRows, filters: Sequence[Filter], out: str) -> dict[str, Counts]:
-    columns = list_columns(part)
-    collected: dict[str, list[pa.Table]] = {f.name: [] for f in filters}
-    failures: list[pa.Table] = []
+def score_rows(part: Part, rows: PartRows, filters: Sequence[Filter]) -> PartScores:
+    """Return what the filters say about every row of a part; nothing is written.  Raises PoolError, OSError."""
     images = any(IMAGE in f.needs for f in filters)
-    for batch in read_batches(part, rows, images=images):
-        for filter in filters:
-            scored = _score_batch(filter, batch, columns)
-            check_scored(filter, batch, scored)
-            collected[filter.name].append(_score_table(filter, batch, scored))
-            failures.append(_failure_table(filter, part, batch, scored))
-    failed = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *failures])
-    _write_failures(out, part, filters, failed)
-    return {f.name: _write_scores(out, part, f, collected[f.name], failed) for f in filters}
+    tables: dict[str, list[pa.Table]] = {f.name: [] for f in filters}
+    failures = [make_pool_failures(part, rows)]
+    spans: list[pa.RecordBatch] = []
+    batches, columns = read_batches(part, rows, images=images), list_columns(part)
+    for batch, scored in score_batches(batches, filters, columns=columns, part=part.name):
+        spans += [batch.select([ROW, START, END, IMAGE_ERROR])] if images else []
+        for filter, of_filter in zip(filters, scored, strict=True):
+            tables[filter.name].append(_score_table(filter, batch, of_filter))
+            failures.append(make_failures(filter, part, batch, of_filter))
+    return PartScores(tables, pa.concat_tables(failures), spans)
 
 
-def _score_batch(filter: Filter, batch: pa.RecordBatch, columns: Sequence[str]) -> Scored:
-    """Return the filter's scores, or nulls with a failure per row when this part lacks a column that it reads."""
-    missing = [column for column in filter.needs if column not in columns]
-    if not missing:
-        return open_score(filter)(batch)
-    nulls = tuple(pa.nulls(batch.num_rows, kind) for _, kind in filter.makes)
-    message = f"this part has no column {', '.join(missing)}"
-    return Scored(nulls, tuple(Failure(n, REASON_MISSING_COLUMN, message) for n in range(batch.num_rows)))
+def write_part_scores(
+    out: str,
+    part: Part,
+    filters: Sequence[Filter],
+    scores: PartScores,
+    pool: Mapping[str, Any],
+    records: Mapping[str, Sequence[FileRecord]],
+) -> dict[str, Any]:
+    """Write spans, failures and then the scores, and return one account per filter as plain JSON."""
+    if scores.spans:
+        _write_spans(out, part, scores.spans)
+    merge_failures(out, part, filters, scores.failures)
+    counts = {}
+    for filter in filters:
+        tables = scores.tables[filter.name]
+        of_filter = count_failures(filter, sum(t.num_rows for t in tables), scores.failures)
+        write_scores(out, part, filter, tables, of_filter, pool, records[filter.name])
+        counts[filter.name] = asdict(of_filter)
+    return counts
 
 
-_OPENED: dict[str, Score] = {}
-"""Filters open in this worker process, by identity: a model is loaded once and stays for the parts that follow."""
-
-
-def open_score(filter: Filter) -> Score:
-    """Return the filter's scoring function, opening its model on first use in this process."""
-    if filter.identity not in _OPENED:
-        _OPENED[filter.identity] = filter.load()
-    return _OPENED[filter.identity]
+def _write_spans(out: str, part: Part, batches: Sequence[pa.RecordBatch]) -> None:
+    """Write where the rows that have an image stand in the tar, for the shards stage."""
+    kinds = [(ROW, pa.int32()), (START, pa.int64()), (END, pa.int64()), (IMAGE_ERROR, pa.string())]
+    table = pa.Table.from_batches(batches, pa.schema(kinds))
+    cut = pc.any(pc.equal(table[IMAGE_ERROR], REASON_TRUNCATED_TAR)).as_py()
+    table = table.filter(pc.is_null(table[IMAGE_ERROR])).combine_chunks()
+    broken = f"{part.tar} ended early when it was scored" if cut else None
+    write_spans(out, part, *(table[name].combine_chunks() for name in (ROW, START, END)), broken=broken)
 
 
 def _score_table(filter: Filter, batch: pa.RecordBatch, scored: Scored) -> pa.Table:
@@ -129,81 +145,8 @@ def _score_table(filter: Filter, batch: pa.RecordBatch, scored: Scored) -> pa.Ta
     return pa.table([batch.column(ROW), batch.column(UID), *scored.columns], names=names)
 
 
-def _failure_table(filter: Filter, part: Part, batch: pa.RecordBatch, scored: Scored) -> pa.Table:
-    places = pa.array([f.position for f in scored.failures], pa.int32())
-    num = len(scored.failures)
-    columns = [
-        pa.array([part.name] * num, pa.string()),
-        batch.column(ROW).take(places),
-        batch.column(UID).take(places),
-        pa.array([filter.name] * num, pa.string()),
-        pa.array([f.reason for f in scored.failures], pa.string()),
-        pa.array([f.message[:500] for f in scored.failures], pa.string()),
-    ]
-    return pa.table(columns, schema=FAILURE_SCHEMA)
-
-
-def _write_scores(out: str, part: Part, filter: Filter, tables: list[pa.Table], failed: pa.Table) -> Counts:
-    """Write one filter's scores in pool order and return its account."""
-    reasons = [r["reason"] for r in failed.select(["filter", "reason"]).to_pylist() if r["filter"] == filter.name]
-    num_rows = sum(t.num_rows for t in tables)
-    tally = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    counts = Counts(read=num_rows, kept=num_rows - len(reasons), failed=tally)
-    counts.check(f"scores of {filter.name} for part {part.name}")
-    schema = pa.schema([(ROW, pa.int32()), (UID, pa.string()), *filter.makes])
-    table = pa.concat_tables([schema.empty_table(), *tables]).sort_by(ROW).drop_columns([ROW])
-    metadata = {
-        SCORE_IDENTITY: unit_identity(filter, part),
-        SCORE_FILTER: json.dumps({"name": filter.name, "version": filter.version, "settings": filter.settings}),
-        SCORE_COUNTS: json.dumps(asdict(counts)),
-    }
-    _write_parquet(score_url(out, filter.name, part), table.replace_schema_metadata(metadata))
-    return counts
-
-
-def _write_failures(out: str, part: Part, filters: Sequence[Filter], failed: pa.Table) -> None:
-    """Write the part's failures; what other filters had reported stays."""
-    url = join(out, FAILURES_FOLDER, part.name + PARQUET_SUFFIX)
-    names = {f.name for f in filters}
-    if exists(url):
-        with open_file(url) as file:
-            before = pq.read_table(file)
-        others = pa.array([name not in names for name in before["filter"].to_pylist()], pa.bool_())
-        failed = pa.concat_tables([before.filter(others), failed])
-    _write_parquet(url, failed.sort_by([("filter", "ascending"), (ROW, "ascending")]))
-
-
-def _write_parquet(url: str, table: pa.Table) -> None:
-    with write_atomic(url) as file:
-        pq.write_table(table, file, compression="zstd")
-
-
-def read_scores(out: str, part: Part, columns: Sequence[str], owners: dict[str, str]) -> Iterator[pa.RecordBatch]:
-    """Yield UID and the named score columns of one part, zipped from their filters' files in pool order.
-
-    `owners` maps each column to its filter.  Raises PoolError when a file is absent or two files disagree on uids.
-    """
-    tables = {}
-    for name in sorted({owners[c] for c in columns} or set(owners.values())):
-        wanted = [UID, *(c for c in columns if owners[c] == name)]
-        tables[name] = _read_score_file(score_url(out, name, part), name, wanted)
-    uids = next(iter(tables.values()))[UID]
-    for name, table in tables.items():
-        if not table[UID].equals(uids):
-            raise PoolError(f"scores of {name!r} for part {part.name!r} name other rows. Score the pool again.")
-    zipped = pa.table([uids, *(tables[owners[c]][c] for c in columns)], names=[UID, *columns])
-    yield from zipped.combine_chunks().to_batches()
-
-
-def _read_score_file(url: str, name: str, columns: Sequence[str]) -> pa.Table:
-    if not exists(url):
-        raise PoolError(f"there are no scores of {name!r} at {url!r}. Run `winnow score` on the whole pool first.")
-    with open_file(url) as file:
-        return pq.read_table(file, columns=list(columns))
-
-
 def raise_if_all_broken(results: Sequence[dict[str, Any]]) -> None:
-    """Raise PoolError when no part of the pool could be read."""
-    broken = [r["broken"] for r in results if not r["counts"]]
-    if results and len(broken) == len(results):
+    """Raise PoolError when no part of the pool gave a row and at least one is broken."""
+    broken = [r["broken"] for r in results if r["broken"]]
+    if broken and not any(r["counts"] and r["counts"][POOL]["read"] for r in results):
         raise PoolError(f"none of the {len(results)} parts could be scored; the first says: {broken[0]}")

@@ -11,8 +11,7 @@ from pipeline.report.blocks import Absent, Cell, Figure, Note, Panel, Section, T
 from pipeline.report.charts import Bar, draw_bars
 from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent, format_score, format_tally
 from pipeline.report.read import SCORES, SHARDS, SUBSETS, RunFolder, Subset
-from pipeline.schemas import REASON_MISSING_IMAGE, REASON_TRUNCATED_TAR
-from pipeline.score import FAILURES_FOLDER, POOL
+from pipeline.schemas import FAILURES_FOLDER, POOL, REASON_MISSING_IMAGE, REASON_TRUNCATED_TAR
 from pipeline.storage import join, list_folder, open_file
 
 NUM_EXAMPLES = 3

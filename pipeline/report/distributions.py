@@ -17,7 +17,7 @@ from pipeline.manifest import Manifest
 from pipeline.pool import Part
 from pipeline.report.read import Subset
 from pipeline.schemas import UID
-from pipeline.score import read_scores
+from pipeline.score_files import read_scores
 from pipeline.select import RADIX_BITS, count_radix, find_columns, order_keys
 from pipeline.subset import count_in_subset
 from pipeline.uid import UID_DTYPE, parse_uids

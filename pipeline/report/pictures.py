@@ -136,7 +136,7 @@ def _find_images(tar: str, keys: set[str]) -> dict[str, tuple[int, int]]:
     """Return key -> (offset, size) in bytes of the image members; the first counts where a key repeats."""
     places: dict[str, tuple[int, int]] = {}
     try:
-        for row in read_rows(tar, contents=False):
+        for row in read_rows(tar, contents=False, repeats=True):
             members = [m for e in IMAGE_EXTENSIONS for m in row.members if m.extension == e]
             if row.key in keys and members:
                 places.setdefault(row.key, (members[0].offset, members[0].size))

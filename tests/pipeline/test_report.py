@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline.contract import Failure, Filter, Scored
 from pipeline.errors import ConfigError, PoolError, StageError
+from pipeline.ledger import Unit
 from pipeline.manifest import Counts, Manifest, add_counts, write_manifest
 from pipeline.pool import list_parts
 from pipeline.report import write_report
@@ -93,7 +94,7 @@ def write_pool(folder: Path) -> str:
 
 def write_scores(run: Path, pool: str) -> None:
     scores = str(run / "scores")
-    results = [score_part(part, filters=[FILTER], out=scores) for part in list_parts(pool)]
+    results = [score_part(Unit(part), filters=[FILTER], out=scores) for part in list_parts(pool)]
     names = ("pool", "bright")
     facts = {
         "columns": {name: "bright" for name, _ in FILTER.makes},

@@ -1,27 +1,24 @@
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.select import (
-    Selection,
     Step,
     Threshold,
     Top,
-    clean_batch,
+    check_steps,
     count_radix,
+    count_uid_radix,
     find_columns,
+    find_last_uid,
     find_threshold,
     order_keys,
-    select_rows,
 )
-from pipeline.spark import open_table
-from pipeline.uid import format_uids
+from pipeline.uid import UID_DTYPE, is_at_most
 
 SPECIAL = [0.0, -0.0, 1.5, -1.5, 1e-45, -1e-45, 3.4e38, -3.4e38, math.inf, -math.inf, 0.28, 0.28]
 
@@ -82,105 +79,44 @@ def test_columns_are_found_and_unknown_ones_named() -> None:
         find_columns([Step(name="b", where="wordz > 1")], ["words"])
 
 
-def test_nan_becomes_null() -> None:
-    batch = pa.RecordBatch.from_pydict({"x": pa.array([1.0, math.nan, None], pa.float32()), "s": ["a", "b", None]})
-    assert clean_batch(batch).to_pydict() == {"x": [1.0, None, None], "s": ["a", "b", None]}
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_text_is_not_ordered(kind: str) -> None:
+    with pytest.raises(ConfigError, match="holds text"):
+        check_steps([Step(name="a", top=Top(by="x", count=1))], {"x": kind})
 
 
-UIDS = [f"{n * 7919 % 1000:032x}" for n in range(1000)]
-SCORES = [
-    None if n % 50 == 0 else math.nan if n % 50 == 1 else np.float32(round((n % 97) / 97, 1)) for n in range(1000)
-]
-WORDS = [None if n % 31 == 0 else n % 10 for n in range(1000)]
-SCHEMA = pa.schema([("uid", pa.string()), ("score", pa.float32()), ("words", pa.int32())])
+@pytest.mark.parametrize(("fraction", "rows"), [(0.29, 29), (0.3, 30), (0.0, 0), (1.0, 100), (0.999, 99)])
+def test_share_is_that_of_decimal_numbers(fraction: float, rows: int) -> None:
+    assert Top(by="x", fraction=fraction).count_wanted(num_pool=100, num_input=7) == rows
 
 
-def read_rows(bounds: tuple[int, int]) -> Iterator[pa.RecordBatch]:
-    part = slice(*bounds)
-    columns = [
-        pa.array(UIDS[part]),
-        pa.array([None if s is None else float(s) for s in SCORES[part]], pa.float32()),
-        pa.array(WORDS[part], pa.int32()),
-    ]
-    yield clean_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+def make_uids(kind: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    uids = np.zeros(400, UID_DTYPE)
+    if kind == "hashes":
+        uids["f0"], uids["f1"] = rng.integers(0, 2**64, (2, 400), dtype=np.uint64)
+    elif kind == "one after the other":
+        uids["f1"] = rng.permutation(400)
+    elif kind == "few":
+        uids["f0"], uids["f1"] = rng.integers(0, 3, 400) << 16, rng.integers(0, 3, 400) << 40
+    elif kind == "ends":
+        uids["f0"], uids["f1"] = rng.choice(np.array([0, 2**64 - 1], np.uint64), (2, 400))
+    return uids
 
 
-def select(spark: Any, *steps: Step) -> Selection:
-    table = open_table(spark, read_rows, [(0, 300), (300, 301), (301, 301), (301, 1000)], SCHEMA)
-    return select_rows(table, steps, num_rows=1000)
+@pytest.mark.parametrize("kind", ["hashes", "one after the other", "few", "ends", "one"])
+def test_last_uid_is_that_of_a_sort(kind: str) -> None:
+    uids = make_uids(kind)
+    numbers = sorted((int(high) << 64) | int(low) for high, low in uids)
+    for wanted in (1, 2, 133, 267, 399, 400):
+        passes: list[int] = []
 
+        def count(prefix: int, depth: int, passes: list[int] = passes) -> np.ndarray:
+            passes.append(depth)
+            return count_uid_radix(uids, prefix=prefix, depth=depth)
 
-def kept(selection: Selection) -> set[str]:
-    uids: list[str] = format_uids(selection.uids).to_pylist()
-    assert len(uids) == len(set(uids))
-    return set(uids)
-
-
-def scored() -> list[tuple[float, str]]:
-    """Rows with a score, best first, equal scores by ascending uid."""
-    rows = [(float(s), u) for s, u in zip(SCORES, UIDS, strict=True) if s is not None and not math.isnan(s)]
-    return sorted(rows, key=lambda row: (-row[0], row[1]))
-
-
-@pytest.mark.spark
-def test_no_step_keeps_all(spark: Any) -> None:
-    assert kept(select(spark)) == set(UIDS)
-
-
-@pytest.mark.spark
-def test_where_counts_nulls_apart(spark: Any) -> None:
-    found = select(spark, Step(name="words", where="words > 2"), Step(name="score", where="score >= 0.5 OR words = 9"))
-    words = {u for u, w in zip(UIDS, WORDS, strict=True) if w is not None and w > 2}
-    assert found.counts["words"].read == 1000
-    assert found.counts["words"].kept == len(words)
-    assert found.counts["words"].dropped["no_score"] == sum(w is None for w in WORDS)
-    expected = {
-        u
-        for u, w, s in zip(UIDS, WORDS, SCORES, strict=True)
-        if w is not None and w > 2 and (w == 9 or (s is not None and not math.isnan(s) and s >= 0.5))
-    }
-    assert kept(found) == expected
-    for counts in found.counts.values():
-        counts.check("step")
-
-
-@pytest.mark.spark
-@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.5, 1.0])
-def test_top_fraction_is_exact_and_ties_go_by_uid(spark: Any, fraction: float) -> None:
-    found = select(spark, Step(name="top", top=Top(by="score", fraction=fraction)))
-    assert kept(found) == {u for _, u in scored()[: int(1000 * fraction)]}
-
-
-@pytest.mark.spark
-def test_top_as_datacomp_counts(spark: Any) -> None:
-    """get_threshold: t = the value at index int(N f) of the descending sort; rows >= t are kept."""
-    found = select(spark, Step(name="top", top=Top(by="score", fraction=0.3, ties="datacomp")))
-    threshold = scored()[300][0]
-    assert found.thresholds["top"] == threshold
-    assert kept(found) == {u for s, u in scored() if s >= threshold}
-
-
-@pytest.mark.spark
-def test_fraction_of_pool_and_of_input(spark: Any) -> None:
-    first = Step(name="words", where="words >= 5")
-    passed = {u for u, w in zip(UIDS, WORDS, strict=True) if w is not None and w >= 5}
-    best = [u for _, u in scored() if u in passed]
-    of_pool = select(spark, first, Step(name="top", top=Top(by="score", fraction=0.2)))
-    assert kept(of_pool) == set(best[:200])
-    of_input = select(spark, first, Step(name="top", top=Top(by="score", fraction=0.2, of="input")))
-    assert kept(of_input) == set(best[: len(best) // 5])
-
-
-@pytest.mark.spark
-def test_top_of_an_integer_column_and_more_than_there_are(spark: Any) -> None:
-    found = select(spark, Step(name="top", top=Top(by="words", count=5000)))
-    assert len(kept(found)) == sum(w is not None for w in WORDS)
-    found = select(spark, Step(name="top", top=Top(by="words", count=150)))
-    assert len(kept(found)) == 150 and found.thresholds["top"] == 8
-
-
-@pytest.mark.spark
-@pytest.mark.parametrize("where", ["words >", "words + score", "nosuchfunction(words)"])
-def test_bad_sql_is_a_config_error(spark: Any, where: str) -> None:
-    with pytest.raises(ConfigError, match="not a Spark SQL boolean"):
-        select(spark, Step(name="w", where=where))
+        last, num = find_last_uid(count, wanted)
+        bound = numbers[wanted - 1]
+        assert num == sum(n <= bound for n in numbers) == sum(n <= last for n in numbers)
+        assert is_at_most(uids, last).sum() == num
+        assert len(passes) <= (2 if kind == "hashes" else 8)

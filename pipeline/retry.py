@@ -1,0 +1,106 @@
+"""Failed rows -> scored again, and nothing else: the quarantine of one part, one reason at a time.
+
+Only the rows' own bytes are read, by their place in the tar.  What now works replaces the nulls in the score files;
+what fails again stays in quarantine with its new reason.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.contract import Filter, Scored
+from pipeline.errors import StageError
+from pipeline.ledger import Unit
+from pipeline.manifest import Counts
+from pipeline.pool import list_columns, read_chosen, read_part
+from pipeline.quarantine import count_failures, make_failures, read_failures, write_failures
+from pipeline.schemas import (
+    END,
+    FAILURE_FILTER,
+    FAILURE_REASON,
+    IMAGE,
+    ROW,
+    SCORE_COUNTS,
+    SCORE_IDENTITY,
+    START,
+    UID,
+)
+from pipeline.score import digest_inputs
+from pipeline.score_files import read_metadata, score_url, unit_identity, write_parquet
+from pipeline.spans import read_spans
+from pipeline.storage import open_file
+from pipeline.worker import score_batches
+
+
+def retry_part(unit: Unit, *, filters: Sequence[Filter], out: str, reason: str) -> dict[str, Any]:
+    """Score the part's rows that failed for `reason` again; return {"counts", "tried", "mended"} as plain JSON.
+
+    Raises StageError when the part or a filter is not what the scores were made of.
+    """
+    for filter in filters:
+        _check_same(unit, filter, out)
+    failed = read_failures(out, unit.part)
+    again = failed.filter(pc.equal(failed[FAILURE_REASON], reason))
+    mended = 0
+    for filter in filters:
+        rows = again.filter(pc.equal(again[FAILURE_FILTER], filter.name))[ROW].drop_null().to_pylist()
+        mended += _retry_rows(unit, filter, rows, out) if rows else 0
+    counts = {f.name: read_metadata(score_url(out, f.name, unit.part))[SCORE_COUNTS] for f in filters}
+    return {"counts": counts, "tried": again.num_rows, "mended": mended}
+
+
+def _check_same(unit: Unit, filter: Filter, out: str) -> None:
+    found = read_metadata(score_url(out, filter.name, unit.part)).get(SCORE_IDENTITY)
+    if found != unit_identity(filter, unit.part, digest_inputs(unit, [filter])[filter.name]):
+        raise StageError(
+            f"part {unit.part.name} or filter {filter.name!r} is not what its scores were made of. "
+            "Run `winnow score`, which redoes what changed."
+        )
+
+
+def _retry_rows(unit: Unit, filter: Filter, rows: Sequence[int], out: str) -> int:
+    """Score some rows of a part again, put them in their places, and return how many succeed."""
+    part, images = unit.part, IMAGE in filter.needs
+    spans = read_spans(out, part) if images else None
+    where = {line[ROW]: (line[START], line[END]) for line in spans.to_pylist()} if spans else {}
+    batches = read_chosen(part, read_part(part), sorted(rows), spans=where, images=images)
+    failures: list[pa.Table] = []
+    places: list[int] = []
+    columns: list[Scored] = []
+    for batch, (scored,) in score_batches(batches, [filter], columns=list_columns(part), part=part.name):
+        failures.append(make_failures(filter, part, batch, scored))
+        places += batch.column(ROW).to_pylist()
+        columns.append(scored)
+    failed = pa.concat_tables(failures)
+    before = read_failures(out, part)
+    kept = [f != filter.name or row not in set(rows) for f, row in _pairs(before)]
+    merged = pa.concat_tables([before.filter(pa.array(kept, pa.bool_())), failed])
+    write_failures(out, part, merged)
+    _replace(filter, score_url(out, filter.name, part), places, columns, merged)
+    num_failed: int = failed.num_rows
+    return len(rows) - num_failed
+
+
+def _pairs(failures: pa.Table) -> list[tuple[str, int | None]]:
+    return list(zip(failures[FAILURE_FILTER].to_pylist(), failures[ROW].to_pylist(), strict=True))
+
+
+def _replace(filter: Filter, url: str, places: list[int], scored: Sequence[Scored], failures: pa.Table) -> None:
+    """Write the score file again with new values at `places` and a new account."""
+    with open_file(url) as file:
+        table = pq.read_table(file)
+    order = np.arange(table.num_rows)
+    order[places] = table.num_rows + np.arange(len(places))
+    columns = [table[UID]]
+    for number, (name, _) in enumerate(filter.makes):
+        new = [s.columns[number] for s in scored]
+        columns.append(pa.chunked_array([*table[name].chunks, *new]).take(pa.array(order)))
+    counts: Counts = count_failures(filter, table.num_rows, failures)
+    metadata = {**table.schema.metadata, SCORE_COUNTS: json.dumps(asdict(counts))}
+    write_parquet(url, pa.table(columns, names=table.column_names).replace_schema_metadata(metadata))

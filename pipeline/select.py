@@ -1,32 +1,28 @@
-"""A recipe's steps -> the rows that pass, over stored scores.  Exact, global, streaming; no image is read.
+"""A recipe's steps, what may be asked of them, and exact global thresholds: a radix search over the bits of a score.
 
 Steps run in order and each narrows the one before.  `where` is a Spark SQL boolean over score columns.  `top` keeps the
-rows with the largest scores, and its threshold is exact: a radix search over the bits of the score needs two passes
-of 65,536 counts for float32 (four for other types), never the column itself.  Null and NaN never pass, and are counted.
-
-The functions take a Spark DataFrame and speak SQL to it; nothing here imports pyspark.
+rows with the largest scores, and its threshold is exact: two counting passes of 65,536 counts find the n-th largest
+float32 (four for other types), and up to eight more the last uid among equal scores; no column is ever held.  Null and
+NaN never pass, and are counted.  Who runs the passes over stored scores: select_steps.py.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.config import config
 from pipeline.errors import ConfigError, check_name
-from pipeline.manifest import Counts
-from pipeline.schemas import UID
-from pipeline.uid import UID_DTYPE, UID_FIELDS, parse_uids
+from pipeline.uid import UID_BITS
 
-SQL_ERRORS = ("AnalysisException", "ParseException", "ArithmeticException", "NumberFormatException")
-"""pyspark's names for what a user's SQL can get wrong."""
 RADIX_BITS = 16
 NO_SCORE = "no_score"
 """Account of rows whose score is null or NaN where a step needs one."""
+TEXT_TYPES = ("string", "large_string")
+SINGLE_TYPES = ("float", "halffloat")
+"""Arrow's names for floats that float32 holds."""
 
 
 @config
@@ -40,7 +36,7 @@ class Top:
     count: int | None = None
     """Number of rows to keep."""
     of: Literal["pool", "input"] = "pool"
-    """What `fraction` is a share of: all rows of the pool, or the rows that reached this step."""
+    """What `fraction` is a share of: all rows of the pool, or the rows that reached this step and have a score."""
     ties: Literal["exact", "datacomp"] = "exact"
     """exact: precisely n rows, equal scores by ascending uid.  datacomp: all rows >= the value at index n of the
     descending sort, so n+1 rows or more (DataComp baselines/apply_filter.py, get_threshold)."""
@@ -79,18 +75,6 @@ class Step:
             raise ConfigError(f"select step {self.name!r}: give either where or top.")
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What a recipe's steps kept."""
-
-    uids: np.ndarray
-    """(kept,) of UID_DTYPE, in no particular order."""
-    counts: Mapping[str, Counts]
-    """One account per step, in order."""
-    thresholds: Mapping[str, float | None]
-    """The smallest score that passed each `top` step; None when it kept nothing."""
-
-
 def check_steps(steps: Sequence[Step], types: Mapping[str, str]) -> None:
     """Raise ConfigError for a step named twice or NO_SCORE, or a `top` by a column that is not a number.
 
@@ -101,7 +85,7 @@ def check_steps(steps: Sequence[Step], types: Mapping[str, str]) -> None:
         if names.count(name) > 1 or name == NO_SCORE:
             raise ConfigError(f"select step {name!r}: each step needs a name of its own, and {NO_SCORE!r} is taken.")
     for step in steps:
-        if step.top and types.get(step.top.by) == "string":
+        if step.top and types.get(step.top.by) in TEXT_TYPES:
             raise ConfigError(f"select step {step.name!r}: {step.top.by!r} holds text, and top needs numbers.")
 
 
@@ -122,118 +106,9 @@ def find_columns(steps: Sequence[Step], known: Iterable[str]) -> list[str]:
     return sorted(used)
 
 
-def clean_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the batch with every NaN as null, so that no comparison passes it (to Spark NaN is the largest value)."""
-    columns = []
-    for values in batch.columns:
-        floating = pa.types.is_floating(values.type)
-        columns.append(pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values) if floating else values)
-    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
-
-
-def select_rows(table: Any, steps: Sequence[Step], *, num_rows: int) -> Selection:
-    """Return the rows of a score table (Spark DataFrame of UID and score columns, NaN already null) that pass.
-
-    `num_rows` is what `of: pool` is a share of.  Raises ConfigError for SQL that Spark cannot read.
-    """
-    table = table.cache()
-    try:
-        return _run_steps(table, steps, num_rows)
-    except Exception as error:
-        raise _explain_sql(error, steps) from None
-    finally:
-        table.unpersist()
-
-
-def _run_steps(table: Any, steps: Sequence[Step], num_rows: int) -> Selection:
-    passing, rules = "true", []
-    thresholds: dict[str, float | None] = {}
-    for step in steps:
-        if step.top:
-            rule, thresholds[step.name] = _compile_top(table, passing, step.top, num_rows)
-            unknown = f"`{step.top.by}` IS NULL"
-        else:
-            rule, unknown = f"({step.where})", f"({step.where}) IS NULL"
-        rules.append((step, passing, rule, unknown))
-        passing = f"{passing} AND coalesce({rule}, false)"
-    counts = _count_steps(table, rules)
-    return Selection(_collect_uids(table.where(passing)), counts, thresholds)
-
-
-def _count_steps(table: Any, rules: list[tuple[Step, str, str, str]]) -> dict[str, Counts]:
-    if not rules:
-        return {}
-    columns = []
-    for number, (_, before, rule, unknown) in enumerate(rules):
-        columns.append(f"count_if({before}) AS read{number}")
-        columns.append(f"count_if({before} AND coalesce({rule}, false)) AS kept{number}")
-        columns.append(f"count_if({before} AND {unknown} AND NOT coalesce({rule}, false)) AS null{number}")
-    row = table.selectExpr(*columns).collect()[0].asDict()
-    counts: dict[str, Counts] = {}
-    for number, (step, *_) in enumerate(rules):
-        read, kept, null = (int(row[f"{what}{number}"]) for what in ("read", "kept", "null"))
-        dropped = {step.name: read - kept - null, NO_SCORE: null}
-        counts[step.name] = Counts(read=read, kept=kept, dropped={k: n for k, n in dropped.items() if n})
-    return counts
-
-
-def _explain_sql(error: Exception, steps: Sequence[Step]) -> Exception:
-    """Return a ConfigError for SQL that Spark cannot read; any other error as it is."""
-    if type(error).__name__ not in SQL_ERRORS:
-        return error
-    text = "; ".join(f"{step.name}: {step.where}" for step in steps if step.where)
-    said = str(error).strip().splitlines()[0]
-    return ConfigError(f"a where step is not a Spark SQL boolean over the score columns ({text}): {said}")
-
-
-def _compile_top(table: Any, passing: str, top: Top, num_rows: int) -> tuple[str, float | None]:
-    """Return the SQL rule of a top step, with its threshold filled in, and the threshold."""
-    table = table.where(f"{passing} AND `{top.by}` IS NOT NULL").select(UID, top.by)
-
-    def count_wanted(available: int) -> int:
-        return top.count_wanted(num_pool=num_rows, num_input=available)
-
-    found = find_threshold(_count_by_radix(table, top.by), count_wanted, bits=_key_bits(table, top.by))
-    if found is None:
-        return "false", None
-    column, value = f"`{top.by}`", _literal(found.value)
-    if top.ties == "datacomp" or found.num_taken == found.num_tied:
-        return f"{column} >= {value}", found.value
-    last = table.where(f"{column} = {value}").orderBy(UID).limit(found.num_taken).agg({UID: "max"}).collect()[0][0]
-    return f"({column} > {value} OR ({column} = {value} AND `{UID}` <= '{last}'))", found.value
-
-
-def _literal(value: float) -> str:
-    """Return a SQL literal that is exactly this double (a float32 score widens to it without loss)."""
-    return f"CAST('{value!r}' AS DOUBLE)"
-
-
-def _key_bits(table: Any, column: str) -> int:
-    return 32 if dict(table.dtypes)[column] == "float" else 64
-
-
-def _count_by_radix(table: Any, column: str) -> Callable[[int, int], np.ndarray]:
-    """Return a pass over the column: (prefix, depth) -> counts (65536,) of the 16 key bits after that prefix."""
-    bits = _key_bits(table, column)
-
-    def count_pass(prefix: int, depth: int) -> np.ndarray:
-        def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            total = np.zeros(1 << RADIX_BITS, np.int64)
-            for batch in batches:
-                values = (
-                    batch.column(0).cast(pa.float32() if bits == 32 else pa.float64()).to_numpy(zero_copy_only=False)
-                )
-                total += count_radix(order_keys(values), prefix=prefix, depth=depth, bits=bits)
-            buckets = np.flatnonzero(total)
-            yield pa.RecordBatch.from_pydict({"bucket": pa.array(buckets, pa.int64()), "n": pa.array(total[buckets])})
-
-        rows = table.select(column).mapInArrow(task, "bucket long, n long").groupBy("bucket").sum("n").collect()
-        counts = np.zeros(1 << RADIX_BITS, np.int64)
-        for bucket, number in rows:
-            counts[bucket] = number
-        return counts
-
-    return count_pass
+def key_bits(kind: str) -> int:
+    """Return the bits of the order keys of a score column, by the name of its Arrow type."""
+    return 32 if kind in SINGLE_TYPES else 64
 
 
 def order_keys(values: np.ndarray) -> np.ndarray:
@@ -296,17 +171,29 @@ def find_threshold(
     return Threshold(_value_of_key(prefix, bits), wanted - remaining, int(counts[digit]), remaining)
 
 
-def _collect_uids(table: Any) -> np.ndarray:
-    """Return the uids of a DataFrame as two words each: 16 bytes a row reach the driver, never the 32 digits."""
+def find_last_uid(count_pass: Callable[[int, int], np.ndarray], wanted: int) -> tuple[int, int]:
+    """Return (last, num): the least 128-bit number that `wanted` rows or more do not exceed, and how many do not.
 
-    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            words = parse_uids(batch.column(0))
-            columns = [pa.array(np.ascontiguousarray(words[f]).view(np.int64)) for f in UID_FIELDS]
-            yield pa.RecordBatch.from_arrays(columns, names=["high", "low"])
+    `count_pass` is that of `count_uid_radix`, `wanted` in [1, rows].  `num` exceeds `wanted` when rows share the last
+    uid.  Ends as soon as a whole bucket is wanted, for then the uids in it need not be told apart: after about
+    log(rows) / log(65,536) passes when uids are hashes, after eight at most.
+    """
+    prefix, num_below = 0, 0
+    for depth in range(UID_BITS // RADIX_BITS):
+        up_to = np.cumsum(count_pass(prefix, depth))
+        digit = int(np.searchsorted(up_to, wanted - num_below))
+        prefix = (prefix << RADIX_BITS) | digit
+        if num_below + int(up_to[digit]) == wanted or (depth + 1) * RADIX_BITS == UID_BITS:
+            rest = UID_BITS - RADIX_BITS * (depth + 1)
+            return ((prefix + 1) << rest) - 1, num_below + int(up_to[digit])
+        num_below += int(up_to[digit - 1]) if digit else 0
+    raise AssertionError("the last depth returns")
 
-    rows = table.select(UID).mapInArrow(task, "high long, low long").toArrow()
-    uids = np.empty(rows.num_rows, UID_DTYPE)
-    for field, column in zip(UID_FIELDS, ("high", "low"), strict=True):
-        uids[field] = rows[column].to_numpy().view(np.uint64)
-    return uids
+
+def count_uid_radix(uids: np.ndarray, *, prefix: int, depth: int) -> np.ndarray:
+    """Return int64 (65536,): as count_radix, of the 128 bits of uids (rows,) of UID_DTYPE."""
+    if depth < 4:
+        return count_radix(uids["f0"], prefix=prefix, depth=depth, bits=64)
+    within = RADIX_BITS * (depth - 4)
+    low = uids["f1"][uids["f0"] == np.uint64(prefix >> within)]
+    return count_radix(low, prefix=prefix & ((1 << within) - 1), depth=depth - 4, bits=64)

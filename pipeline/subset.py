@@ -62,11 +62,11 @@ def _parse(url: str) -> np.ndarray:
 
 def count_in_subset(uids: np.ndarray, subset: np.ndarray) -> np.ndarray:
     """Return int64 (rows,): how often each uid stands in the sorted subset; 0 when it does not."""
-    counts: np.ndarray = _search(subset, uids, or_equal=True) - _search(subset, uids, or_equal=False)
+    counts: np.ndarray = search_subset(subset, uids, or_equal=True) - search_subset(subset, uids, or_equal=False)
     return counts
 
 
-def _search(subset: np.ndarray, uids: np.ndarray, *, or_equal: bool) -> np.ndarray:
+def search_subset(subset: np.ndarray, uids: np.ndarray, *, or_equal: bool) -> np.ndarray:
     """Return int64 (rows,): how many subset entries are below each uid (or equal to it).
 
     A binary search of all rows at once, on both words.  np.searchsorted on structured rows compares them one by one in

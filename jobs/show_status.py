@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -64,7 +64,7 @@ def describe_scores(out: str) -> Iterator[str]:
     asked = json.loads(read_bytes(join(out, REQUEST)))
     made = read_manifest(out)
     parts = {f"{part}{PARQUET_SUFFIX}" for part in asked["parts"]}
-    failed = _count_failures(out)
+    failed = _count_failures(out, parts)
     for entry in asked["entries"]:
         name = entry.get("name", entry["filter"])
         here = parts & {name_of(url) for url in list_folder(join(out, name))}
@@ -76,10 +76,10 @@ def describe_scores(out: str) -> Iterator[str]:
         yield _line("score", 0, None, _say_owner(out) or "not finished: the same command goes on")
 
 
-def _count_failures(out: str) -> dict[str, Counter[str]]:
+def _count_failures(out: str, parts: Collection[str]) -> dict[str, Counter[str]]:
     """Return filter -> reason -> rows in quarantine; torn files are passed over."""
     failed: dict[str, Counter[str]] = {}
-    for url in list_folder(join(out, FAILURES_FOLDER)):
+    for url in (url for url in list_folder(join(out, FAILURES_FOLDER)) if name_of(url) in parts):
         try:
             with open_file(url) as file:
                 table = pq.read_table(file, columns=[FAILURE_FILTER, FAILURE_REASON])

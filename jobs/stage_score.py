@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jobs.stages import Start, warn_broken
 from pipeline.config import as_mapping
 from pipeline.contract import Filter, check_needs
 from pipeline.errors import ConfigError, PoolError, StageError, check_name
-from pipeline.ledger import Unit, find_new, identity_of, read_ledger, write_ledger
+from pipeline.ledger import Ledger, Unit, find_new, identity_of, read_ledger, write_ledger
 from pipeline.lock import hold_lock
 from pipeline.manifest import Counts, Manifest, add_counts, find_done, hash_json, read_manifest, write_manifest
 from pipeline.pool import Part, count_rows, list_columns, list_parts
@@ -35,6 +36,7 @@ from pipeline.storage import (
 )
 
 log = logging.getLogger("winnow")
+NO_SCORES = "{!r} holds no finished scores to retry. `winnow score` goes on where it stopped."
 
 
 def run_score(
@@ -59,14 +61,16 @@ def run_score(
     parts, filters = list_parts(pool), [build_filter(entry) for entry in entries]
     owners = _own_columns(filters)
     _check_first_part(parts, filters)
-    with hold_lock(out, "score"):
+    _keep_off_the_pool(out, parts, filters)
+    with hold_lock(out, "score") as check_lock:
         if fresh:
             discard_scores(out, [f.name for f in filters])
         known = read_ledger(out)
         wanted = _name_inputs(filters, parts, known)
-        if done := find_done(out, wanted, is_whole=partial(_has_every_score, out)):
-            return done
+        done = find_done(out, wanted, is_whole=partial(_has_every_score, out))
         _write_request(out, pool, entries, parts)
+        if done:
+            return done
         _sweep(out, filters)
         units = [Unit(part, tuple(known.get(part.name, ()))) for part in parts]
         work = partial(score_part, filters=filters, out=out)
@@ -78,8 +82,21 @@ def run_score(
         write_ledger(out, {part.name: r["inputs"] for part, r in zip(parts, results, strict=True) if r["inputs"]})
         manifest = _finish(filters, owners, parts, results, out)
         _sweep(out, filters)
+        check_lock()
         write_manifest(out, manifest)
     return manifest
+
+
+def _keep_off_the_pool(out: str, parts: Sequence[Part], filters: Sequence[Filter]) -> None:
+    """Raise ConfigError when scores would be written over files of the pool."""
+    ours = {_real(join(out, name)) for name in (FAILURES_FOLDER, SPANS_FOLDER, *(f.name for f in filters))}
+    for url in (url for part in parts for url in (part.tar, part.table) if url):
+        if _real(url).rpartition("/")[0] in ours:
+            raise ConfigError(f"{url!r} lies where scores would be written. Name another --out, or filter `name:`.")
+
+
+def _real(url: str) -> str:
+    return str(Path(url).resolve()) if is_local(url) else url
 
 
 def _share_gpus(filters: Sequence[Filter], tasks_per_gpu: int) -> int | None:
@@ -90,6 +107,8 @@ def _share_gpus(filters: Sequence[Filter], tasks_per_gpu: int) -> int | None:
 def discard_scores(out: str, names: Sequence[str]) -> None:
     """Delete OUT's manifest, ledger, failures and spans, and the scores of the named filters and the manifest's."""
     made = read_manifest(out)
+    if made and made.stage != "score":
+        raise StageError(f"{out!r} holds the output of {made.stage!r}, so --fresh deletes nothing there.")
     folders = {FAILURES_FOLDER, SPANS_FOLDER, *names, *(made.config["filters"] if made else ())}
     log.warning("score: starting over, deleting %s in %s", ", ".join(sorted(folders)), out)
     for name in [MANIFEST, LEDGER, REQUEST, *sorted(folders)]:
@@ -114,8 +133,17 @@ def _pool_identity(parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) 
 def _write_request(out: str, pool: str, entries: Sequence[Mapping[str, Any]], parts: Sequence[Part]) -> None:
     """Note what was asked, for `winnow status` and `winnow retry`."""
     place = "::".join(str(Path(p).absolute()) if is_local(p) else p for p in pool.split("::"))
-    asked = {"stage": "score", "pool": place, "entries": list(entries), "parts": [part.name for part in parts]}
+    models = [{**entry, **({"model": _place_model(entry["model"])} if "model" in entry else {})} for entry in entries]
+    asked = {"stage": "score", "pool": place, "entries": models, "parts": [part.name for part in parts]}
     write_bytes(join(out, REQUEST), (json.dumps(asked, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def _place_model(model: str) -> str:
+    """Return a model string with the path in it, if it has one, absolute: a retry may start anywhere."""
+    architecture, at, path = model.rpartition("@")
+    if is_local(path) and exists(path):
+        return f"{architecture}{at}{Path(path).absolute()}"
+    return model
 
 
 def _sweep(out: str, filters: Sequence[Filter]) -> None:
@@ -158,7 +186,7 @@ def _has_every_score(out: str, done: Manifest) -> bool:
     if set(done.facts["broken"]) - set(done.facts["parts"]):
         return False
     expected = {part + PARQUET_SUFFIX for part in done.facts["parts"]}
-    for name in done.config["filters"]:
+    for name in [FAILURES_FOLDER, *done.config["filters"]]:
         if not expected <= {name_of(url) for url in list_folder(join(out, name))}:
             return False
     return all(_measure(out, name, done.facts["parts"]) == size for name, size in done.facts["bytes"].items())
@@ -177,6 +205,9 @@ def _say_why(results: Sequence[Mapping[str, Any]]) -> None:
 
 def _own_columns(filters: Sequence[Filter]) -> dict[str, str]:
     owners: dict[str, str] = {}
+    names = [filter.name for filter in filters]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two filters are called {twice[0]!r}; give one a `name:`.")
     for filter in filters:
         for column, _ in filter.makes:
             if column in owners:
@@ -188,15 +219,21 @@ def _own_columns(filters: Sequence[Filter]) -> dict[str, str]:
 
 
 def _check_first_part(parts: Sequence[Part], filters: Sequence[Filter]) -> None:
-    """Raise PoolError at once when the first part that can be read lacks a column that a filter needs."""
+    """Raise PoolError at once when no part that can be read has every column that the filters need."""
+    first: PoolError | None = None
     for part in parts:
         try:
             columns = list_columns(part)
         except PoolError:
             continue
-        for filter in filters:
-            check_needs(filter, columns)
-        return
+        try:
+            for filter in filters:
+                check_needs(filter, columns)
+            return
+        except PoolError as error:
+            first = first or error
+    if first:
+        raise first
 
 
 def _sum_counts(results: Sequence[Mapping[str, Any]], name: str) -> Counts:
@@ -211,28 +248,35 @@ def run_retry(
     Raises StageError without finished scores or when the pool has changed since, ConfigError for a reason that no row
     failed for (did you mean).
     """
-    made = read_manifest(out)
-    if made is None or not exists(join(out, REQUEST)):
-        raise StageError(f"{out!r} holds no finished scores. `winnow score` goes on where it stopped.")
-    check_name(reason, {r for name, c in made.counts.items() if name != POOL for r in c.failed}, kind="reason")
+    if not exists(join(out, REQUEST)):
+        raise StageError(NO_SCORES.format(out))
     asked = json.loads(read_bytes(join(out, REQUEST)))
     filters = [build_filter(entry) for entry in asked["entries"]]
-    parts = [part for part in list_parts(asked["pool"]) if part.name in set(made.facts["parts"])]
-    with hold_lock(out, "retry"):
-        known = read_ledger(out)
-        units = [Unit(part, tuple(known.get(part.name, ()))) for part in parts]
+    with hold_lock(out, "retry") as check_lock:
+        made, known = read_manifest(out), read_ledger(out)
+        if made is None:
+            raise StageError(NO_SCORES.format(out))
+        check_name(reason, {r for name, c in made.counts.items() if name != POOL for r in c.failed}, kind="reason")
+        parts = _find_unchanged(made, asked["pool"], filters, known)
+        session = start()
         remove(join(out, MANIFEST))  # until every part is mended, counts and files disagree
         work = partial(retry_part, filters=filters, out=out, reason=reason)
+        units = [Unit(part, tuple(known.get(part.name, ()))) for part in parts]
         shared = _share_gpus(filters, tasks_per_gpu)
-        results = run_each(start(), work, units, what="retry", tasks_per_gpu=shared, quiet=quiet)
+        results = run_each(session, work, units, what="retry", tasks_per_gpu=shared, quiet=quiet)
         counts = {POOL: made.counts[POOL]} | {f.name: _sum_counts(results, f.name) for f in filters}
         sizes = {f.name: _measure(out, f.name, made.facts["parts"]) for f in filters}
-        manifest = Manifest(
-            stage="score",
-            config=made.config,
-            parents=made.parents,
-            counts=counts,
-            facts={**made.facts, "bytes": sizes},
-        )
+        manifest = replace(made, counts=counts, facts={**made.facts, "bytes": sizes})
+        check_lock()
         write_manifest(out, manifest)
     return manifest, {what: sum(r[what] for r in results) for what in ("tried", "mended")}
+
+
+def _find_unchanged(made: Manifest, pool: str, filters: Sequence[Filter], known: Ledger) -> list[Part]:
+    """Return the parts that were scored.  Raises StageError when they or the filters are not what they were."""
+    names = set(made.facts["parts"])
+    parts = [part for part in list_parts(pool) if part.name in names]
+    same = _name_inputs(filters, parts, known).config == made.config
+    if not same or len(parts) != len(names) or find_new(parts, known, images=any(IMAGE in f.needs for f in filters)):
+        raise StageError(f"{pool!r} or a filter is not what the scores were made of. Run `winnow score`, then retry.")
+    return parts

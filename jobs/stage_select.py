@@ -53,7 +53,7 @@ def run_select(
     def is_whole(done: Manifest) -> bool:
         return exists(url) and sha256_of_file(url) == done.facts["sha256"]
 
-    with hold_lock(out, "select"):
+    with hold_lock(out, "select") as check_lock:
         if fresh:
             log.warning("select: starting over with subset %s in %s", name, out)
             remove(join(out, manifest_name))
@@ -68,6 +68,7 @@ def run_select(
             remove(scratch)
         facts = {"rows": kept.rows, "uids": num_uids, "sha256": sha256, "thresholds": kept.thresholds}
         manifest = replace(wanted, counts=kept.counts, facts=facts)
+        check_lock()
         write_manifest(out, manifest, name=manifest_name)
     return manifest
 

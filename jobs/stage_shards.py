@@ -55,7 +55,7 @@ def run_shards(
     parents = {"pool": pool_identity(parts), "subset": sha256_of_file(subset)}
     wanted = Manifest(stage="shards", config=as_mapping(config), parents=parents)
     claim_folder(out, parts)
-    with hold_lock(out, "shards"):
+    with hold_lock(out, "shards") as check_lock:
         before = read_manifest(out)
         if fresh:
             discard_shards(out)
@@ -66,6 +66,7 @@ def run_shards(
         prepare_folder(out, wanted.identity, keep=same)
         manifest = _write_shards(start, wanted, parts, subset, num_uids, config, out, scores=scores, quiet=quiet)
         sweep_temporaries(out)
+        check_lock()
         write_manifest(out, manifest)
         drop_plan(out)
     return manifest

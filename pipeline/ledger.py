@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.manifest import hash_json
@@ -16,7 +17,6 @@ from pipeline.pool import Part
 from pipeline.schemas import LEDGER
 from pipeline.storage import (
     exists,
-    fingerprint,
     fingerprint_all,
     is_local,
     join,
@@ -26,9 +26,8 @@ from pipeline.storage import (
 )
 
 log = logging.getLogger("winnow")
-FINGERPRINT = ("name", "size", "modified")
 FileRecord = Mapping[str, Any]
-"""{"name", "size", "modified", "digest"} of one file as it was when it was read."""
+"""{"name", "size", "modified", "place", "digest"} of one file as it was when it was read."""
 Ledger = Mapping[str, Sequence[FileRecord]]
 """Part name -> its files."""
 
@@ -43,11 +42,23 @@ class Unit:
 
 def digest_file(url: str, known: Sequence[FileRecord] = ()) -> FileRecord:
     """Return the file's record; its bytes are read unless it is remote, or `known` has it with this size and time."""
-    now = fingerprint(url)
+    (now,) = _look([url])
     for record in known:
-        if all(record.get(field) == value for field, value in now.items()):
+        if is_versioned(now) and all(record.get(field) == value for field, value in now.items()):
             return record
-    return now | {"digest": sha256_of_file(url) if is_local(url) else hash_json(now)}
+    has_etag = not is_local(url) and is_versioned(now)
+    return now | {"digest": hash_json([now["size"], now["modified"]]) if has_etag else sha256_of_file(url)}
+
+
+def _look(urls: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what tells this version of each file from others, and from files of the same name elsewhere."""
+    places = [str(Path(url).resolve()) if is_local(url) else url for url in urls]
+    return [found | {"place": place} for found, place in zip(fingerprint_all(urls), places, strict=True)]
+
+
+def is_versioned(record: FileRecord) -> bool:
+    """Return whether the store says when the file changed, by time or ETag; where it does not, bytes must be read."""
+    return record["modified"] not in (None, "None")
 
 
 def identity_of(records: Sequence[FileRecord]) -> list[list[Any]]:
@@ -80,9 +91,7 @@ def list_inputs(part: Part, *, images: bool) -> list[str]:
 def find_new(parts: Sequence[Part], ledger: Ledger, *, images: bool) -> list[str]:
     """Return the names of parts with a file to read that is not, by name, size and time, one the ledger speaks of."""
     files = [(part.name, url) for part in parts for url in list_inputs(part, images=images)]
-    now = fingerprint_all([url for _, url in files])
-    noted = {
-        name: [{field: r.get(field) for field in FINGERPRINT} for r in records] for name, records in ledger.items()
-    }
-    new = {name for (name, _), found in zip(files, now, strict=True) if found not in noted.get(name, ())}
+    noted = {name: [{k: v for k, v in r.items() if k != "digest"} for r in rs] for name, rs in ledger.items()}
+    looked = zip(files, _look([url for _, url in files]), strict=True)
+    new = {name for (name, _), now in looked if not is_versioned(now) or now not in noted.get(name, ())}
     return [part.name for part in parts if part.name in new]

@@ -12,39 +12,48 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError, WinnowError
 from pipeline.schemas import LOCK
-from pipeline.storage import exists, join, read_bytes, remove, write_bytes, write_new
+from pipeline.storage import join, read_bytes, remove, write_bytes, write_new
 
 log = logging.getLogger("winnow")
 BEAT_S = 5.0
 """The owner rewrites its lock this often."""
 EXPIRY_S = 30.0
 """A lock that did not change for so long while it was watched belongs to nobody."""
+SETTLE_S = 1.0
+"""Who takes over a dead driver's lock waits so long for another follower that may have removed it."""
+TORN: dict[str, Any] = {"host": "?", "pid": "?", "stage": "?", "token": None}
+"""A lock file that cannot be understood is watched, and followed, as any other."""
 
 
 @contextmanager
-def hold_lock(out: str, stage: str) -> Iterator[None]:
-    """Hold OUT's lock for a block of work.
+def hold_lock(out: str, stage: str) -> Iterator[Callable[[], None]]:
+    """Hold OUT's lock for a block of work; yield a check to call before what must not be written by two.
 
     A lock of a dead process of this machine is taken over at once, one of another machine after EXPIRY_S without a
-    sign of life.  Raises StageError when another driver is at work, or when this one lost its lock while it slept.
+    sign of life.  Raises StageError when another driver is at work; so does the check, and the end of the block, when
+    this one lost its lock while it slept.
     """
     url = join(out, LOCK)
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "stage": stage, "token": uuid.uuid4().hex}
+    owner = {**_name_process(), "stage": stage, "token": uuid.uuid4().hex}
     _take(url, owner)
     stop, lost = threading.Event(), threading.Event()
     beat = threading.Thread(target=_beat, args=(url, owner, stop, lost), name="winnow lock", daemon=True)
     beat.start()
-    try:
-        yield
+
+    def check() -> None:
         if lost.is_set() or not _is_mine(url, owner):
             raise StageError(f"{stage}: another driver took {url} over while this one did not move. Run it again.")
+
+    try:
+        yield check
+        check()
     finally:
         stop.set()
         beat.join()
@@ -57,16 +66,27 @@ def read_lock(out: str) -> dict[str, Any] | None:
     return _read(join(out, LOCK))
 
 
+def _name_process() -> dict[str, Any]:
+    """Return what names this process; two containers may share a host's name and not its processes."""
+    space = Path("/proc/self/ns/pid")
+    namespace = str(space.readlink()) if space.is_symlink() else ""
+    return {"host": socket.gethostname(), "space": namespace, "pid": os.getpid()}
+
+
 def _take(url: str, owner: dict[str, Any]) -> None:
+    taken_over = False
     for _ in range(3):  # a lock may vanish, or be taken, between two looks
         if write_new(url, _pack(owner, 0)):
-            return
+            time.sleep(SETTLE_S if taken_over else 0)
+            if _is_mine(url, owner):  # else another follower of the same dead driver removed it
+                return
         found = _read(url)
         if found is None:
             continue
         if not _is_dead(found):
             _watch(url, found)
         log.warning("the lock of process %s on %s, which is gone, is taken over: %s", found["pid"], found["host"], url)
+        taken_over = True
         if _read(url) == found:
             remove(url)
     raise StageError(f"{url} is taken and given back all the time. See which drivers write there.")
@@ -90,7 +110,8 @@ def _watch(url: str, found: dict[str, Any]) -> None:
 
 def _is_dead(found: dict[str, Any]) -> bool:
     """Return whether the owner was a process of this machine and is no more."""
-    if found["host"] != socket.gethostname():
+    here = _name_process()
+    if (found["host"], found.get("space")) != (here["host"], here["space"]):
         return False
     return not Path(f"/proc/{found['pid']}").exists() if Path("/proc").is_dir() else False
 
@@ -110,15 +131,18 @@ def _beat(url: str, owner: dict[str, Any], stop: threading.Event, lost: threadin
 
 def _is_mine(url: str, owner: dict[str, Any]) -> bool:
     found = _read(url)
-    return found is not None and found.get("token") == owner["token"]
+    return found is not None and found["token"] == owner["token"]
 
 
 def _read(url: str) -> dict[str, Any] | None:
+    """Return what the lock file says, TORN when it says nothing, None when there is none.  Raises StorageError."""
     try:
-        content: dict[str, Any] | None = json.loads(read_bytes(url)) if exists(url) else None
-        return content
-    except (FileNotFoundError, ValueError):
+        content = json.loads(read_bytes(url))
+    except FileNotFoundError:
         return None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return TORN
+    return content if isinstance(content, dict) and content.keys() >= TORN.keys() else TORN
 
 
 def _pack(owner: dict[str, Any], beats: int) -> bytes:

@@ -111,11 +111,13 @@ def find_done(
     """Return the manifest on disk if it has the identity of `wanted` and its artifact `is_whole`; else None.
 
     Before None is returned, what changed is named and the stale manifest deleted: a kill from here on must not leave it
-    beside newer files.
+    beside newer files.  Raises StageError when the folder is another stage's.
     """
     found = read_manifest(folder, name=name)
     if found is None:
         return None
+    if found.stage != wanted.stage:
+        raise StageError(f"{folder!r} holds the output of {found.stage!r}. Name another --out for {wanted.stage!r}.")
     same = found.identity == wanted.identity
     if same and is_whole(found):
         return found

@@ -158,6 +158,8 @@ def _open_parquet(url: str) -> Iterator[pq.ParquetFile]:
     try:
         with open_file(url) as file:
             yield pq.ParquetFile(file)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise PoolError(f"{url} cannot be read as parquet: {error}") from None
 
@@ -258,11 +260,11 @@ def _read_from_tar(url: str) -> PartRows:
     try:
         for tar_row in read_rows(url, repeats=True):
             row = _describe(tar_row)
-            if tar_row.key in rows:
+            if row[KEY] in rows:
                 message = "an earlier row of this tar has this key"
                 lost.append(row | {FAILURE_REASON: REASON_DUPLICATE_KEY, FAILURE_MESSAGE: message})
             else:
-                rows[tar_row.key] = row | {ROW: len(rows)}
+                rows[row[KEY]] = row | {ROW: len(rows)}
     except BrokenTar as error:
         broken = str(error)
     schema = pa.schema(
@@ -278,12 +280,12 @@ def _describe(tar_row: TarRow) -> dict[str, Any]:
     details = _parse_details(tar_row.find([JSON_EXTENSION]))
     caption = tar_row.find([CAPTION_EXTENSION])
     text = caption.decode("utf-8", "replace") if caption is not None else details.get(CAPTION, details.get(TEXT))
-    text, uid = _clean_text(text), str(details.get(UID)).replace("-", "").lower()
+    text, uid = clean_text(text), str(details.get(UID)).replace("-", "").lower()
     return {
         UID: uid if re.fullmatch(UID_PATTERN, uid) else derive_uid(tar_row.find(IMAGE_EXTENSIONS), text),
-        KEY: _clean_text(tar_row.key),
+        KEY: clean_text(tar_row.key),
         TEXT: text,
-        URL: _clean_text(details.get(URL)),
+        URL: clean_text(details.get(URL)),
         ORIGINAL_WIDTH: _clean_size(details.get(ORIGINAL_WIDTH)),
         ORIGINAL_HEIGHT: _clean_size(details.get(ORIGINAL_HEIGHT)),
     }
@@ -298,7 +300,7 @@ def _parse_details(content: bytes | None) -> dict[str, Any]:
     return details if isinstance(details, dict) else {}
 
 
-def _clean_text(value: Any) -> str | None:
+def clean_text(value: Any) -> str | None:
     """Return text that UTF-8 can hold, or None for what is not text."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
 
@@ -323,7 +325,7 @@ def read_batches(part: Part, rows: PartRows, *, images: bool) -> Iterator[pa.Rec
     waiting_bytes, cut = 0, rows.broken is not None
     try:
         for tar_row in read_rows(part.tar, repeats=True) if part.tar else ():
-            row = place.pop(tar_row.key, None)
+            row = place.pop(clean_text(tar_row.key) or "", None)
             if row is None:
                 continue
             image = tar_row.find(IMAGE_EXTENSIONS)

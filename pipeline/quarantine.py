@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contract import Filter, Scored
+from pipeline.filesystem import StorageError
 from pipeline.manifest import Counts
 from pipeline.pool import Part, PartRows
 from pipeline.schemas import (
@@ -85,9 +86,14 @@ def write_failures(out: str, part: Part, failures: pa.Table) -> None:
 
 
 def read_failures(out: str, part: Part) -> pa.Table:
-    """Return the quarantine of a part as FAILURE_SCHEMA, empty when it is absent, torn or of an older format."""
+    """Return the quarantine of a part as FAILURE_SCHEMA, empty when it is absent, torn or of an older format.
+
+    Raises OSError or StorageError when it is there and cannot be read: what it holds must not be forgotten.
+    """
     try:
         with open_file(join(out, FAILURES_FOLDER, part.name + PARQUET_SUFFIX)) as file:
             return pq.read_table(file).cast(FAILURE_SCHEMA)
-    except (pa.ArrowException, OSError, ValueError):
+    except StorageError:
+        raise
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError, ValueError):
         return FAILURE_SCHEMA.empty_table()

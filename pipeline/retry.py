@@ -5,7 +5,7 @@ what fails again stays in quarantine with its new reason.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.contract import Filter, Scored
 from pipeline.errors import StageError
 from pipeline.ledger import Unit
 from pipeline.manifest import Counts
-from pipeline.pool import list_columns, read_chosen, read_part
+from pipeline.pool import Part, list_columns, read_batches, read_chosen, read_part
 from pipeline.quarantine import count_failures, make_failures, read_failures, write_failures
 from pipeline.schemas import (
     END,
@@ -67,9 +67,7 @@ def _check_same(unit: Unit, filter: Filter, out: str) -> None:
 def _retry_rows(unit: Unit, filter: Filter, rows: Sequence[int], out: str) -> int:
     """Score some rows of a part again, put them in their places, and return how many succeed."""
     part, images = unit.part, IMAGE in filter.needs
-    spans = read_spans(out, part) if images else None
-    where = {line[ROW]: (line[START], line[END]) for line in spans.to_pylist()} if spans else {}
-    batches = read_chosen(part, read_part(part), sorted(rows), spans=where, images=images)
+    batches = _read_rows(part, sorted(rows), out, images=images)
     failures: list[pa.Table] = []
     places: list[int] = []
     columns: list[Scored] = []
@@ -81,10 +79,23 @@ def _retry_rows(unit: Unit, filter: Filter, rows: Sequence[int], out: str) -> in
     before = read_failures(out, part)
     kept = [f != filter.name or row not in set(rows) for f, row in _pairs(before)]
     merged = pa.concat_tables([before.filter(pa.array(kept, pa.bool_())), failed])
-    write_failures(out, part, merged)
     _replace(filter, score_url(out, filter.name, part), places, columns, merged)
+    write_failures(out, part, merged)
     num_failed: int = failed.num_rows
     return len(rows) - num_failed
+
+
+def _read_rows(part: Part, rows: list[int], out: str, *, images: bool) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of some rows: by their spans, or where they have none by reading the tar as scoring does."""
+    spans = read_spans(out, part) if images else None
+    where = {line[ROW]: (line[START], line[END]) for line in spans.to_pylist()} if spans else {}
+    if not images or all(row in where for row in rows):
+        yield from read_chosen(part, read_part(part), rows, spans=where, images=images)
+        return
+    wanted = pa.array(rows, pa.int32())
+    for batch in read_batches(part, read_part(part), images=True):
+        if (chosen := batch.filter(pc.is_in(batch.column(ROW), value_set=wanted))).num_rows:
+            yield chosen
 
 
 def _pairs(failures: pa.Table) -> list[tuple[str, int | None]]:

@@ -6,6 +6,7 @@ redoes exactly what changed and says why.  Nothing is dropped here: a row that c
 counted by reason.
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.errors import PoolError
 from pipeline.ledger import FileRecord, Unit, digest_file, list_inputs
 from pipeline.manifest import Counts
 from pipeline.pool import Part, PartRows, list_columns, read_batches, read_part
-from pipeline.quarantine import count_failures, make_failures, make_pool_failures, merge_failures
+from pipeline.quarantine import count_failures, make_failures, make_pool_failures, merge_failures, read_failures
 from pipeline.schemas import (
     END,
     IMAGE,
@@ -36,6 +37,8 @@ from pipeline.schemas import (
 from pipeline.score_files import read_metadata, say_why, score_url, unit_identity, write_scores
 from pipeline.spans import write_spans
 from pipeline.worker import score_batches
+
+OUT_OF_MEANS = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,11 @@ def score_part(unit: Unit, *, filters: Sequence[Filter], out: str) -> dict[str, 
     other parts go on; a part that lacks what one filter reads has nulls in that filter's scores.
     Raises StageError or OSError when scores cannot be written: that is no fault of the part.
     """
-    part = unit.part
+    part, quarantine = unit.part, read_failures(out, unit.part)
     found = {f.name: read_metadata(score_url(out, f.name, part)) for f in filters}
     try:
         records = digest_inputs(unit, filters)
-        done = {f.name for f in filters if found[f.name].get(SCORE_IDENTITY) == unit_identity(f, part, records[f.name])}
+        done = {f.name for f in filters if _is_done(f, part, found[f.name], records[f.name], quarantine)}
         todo = [f for f in filters if f.name not in done]
         pool = found[next(iter(done))][SCORE_POOL] if done and not todo else None
         if pool is None:
@@ -70,6 +73,8 @@ def score_part(unit: Unit, *, filters: Sequence[Filter], out: str) -> dict[str, 
             pool["broken"] = rows.broken
         scores = score_rows(part, rows, todo) if todo else None
     except (PoolError, OSError, pa.ArrowException) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in OUT_OF_MEANS:
+            raise  # this machine's lack, not the part's
         message = f"{REASON_BROKEN_PART}: {error}"
         return {"counts": {}, "broken": message, "inputs": [], "scored": {}, "reused": []}
     counts = {name: found[name][SCORE_COUNTS] for name in done}
@@ -83,6 +88,16 @@ def score_part(unit: Unit, *, filters: Sequence[Filter], out: str) -> dict[str, 
         "scored": {f.name: say_why(found[f.name], f, records[f.name]) for f in todo},
         "reused": sorted(done),
     }
+
+
+def _is_done(
+    filter: Filter, part: Part, found: Mapping[bytes, Any], records: Sequence[FileRecord], quarantine: pa.Table
+) -> bool:
+    """Return whether a score file has the unit's identity, and its failed rows stand in the quarantine."""
+    if found.get(SCORE_IDENTITY) != unit_identity(filter, part, records):
+        return False
+    counts = count_failures(filter, found[SCORE_COUNTS]["read"], quarantine)
+    return bool(asdict(counts) == found[SCORE_COUNTS])
 
 
 def digest_inputs(unit: Unit, filters: Sequence[Filter]) -> dict[str, list[FileRecord]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract import Filter
-from pipeline.errors import PoolError
+from pipeline.errors import PoolError, StageError
 from pipeline.ledger import FileRecord, identity_of
 from pipeline.manifest import Counts, describe_changes, hash_json
 from pipeline.pool import Part
@@ -52,7 +52,7 @@ def say_why(found: Mapping[bytes, Any], filter: Filter, records: Sequence[FileRe
         return []
     before = {"filter": found.get(SCORE_FILTER), "input": dict(_by_name(found.get(SCORE_INPUTS, [])))}
     after = {"filter": _describe_filter(filter), "input": dict(_by_name(identity_of(records)))}
-    return describe_changes(before, json.loads(json.dumps(after))) or ["the file format changed"]
+    return describe_changes(before, json.loads(json.dumps(after))) or ["its failed rows are not in the quarantine"]
 
 
 def _by_name(records: Sequence[Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -87,7 +87,10 @@ def write_scores(
     """
     counts.check(f"scores of {filter.name} for part {part.name}")
     schema = pa.schema([(ROW, pa.int32()), (UID, pa.string()), *filter.makes])
-    table = pa.concat_tables([schema.empty_table(), *tables]).sort_by(ROW).drop_columns([ROW])
+    table = pa.concat_tables([schema.empty_table(), *tables]).sort_by(ROW)
+    if table[ROW].to_pylist() != list(range(pool["counts"]["kept"])):
+        raise StageError(f"{filter.name}, part {part.name}: rows were lost or repeated. This is a bug in winnow.")
+    table = table.drop_columns([ROW])
     metadata = {
         SCORE_IDENTITY: unit_identity(filter, part, records),
         SCORE_FILTER: json.dumps(_describe_filter(filter)),

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.errors import PoolError
 from pipeline.manifest import Counts
-from pipeline.pool import Part, read_part
+from pipeline.pool import Part, clean_text, read_part
 from pipeline.schemas import (
     END,
     IMAGE_EXTENSIONS,
@@ -103,7 +103,7 @@ def _find_spans(part: Part, keys: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarr
     broken = None
     try:
         for tar_row in read_rows(part.tar, contents=False, repeats=True) if part.tar else ():
-            row = place.pop(tar_row.key, None)
+            row = place.pop(clean_text(tar_row.key) or "", None)
             if row is not None and any(m.extension in IMAGE_EXTENSIONS for m in tar_row.members):
                 starts[row], ends[row] = tar_row.span
     except BrokenTar as error:

@@ -183,12 +183,17 @@ def _collect_with_progress(
     thread = threading.Thread(target=collect, name=what)
     thread.start()
     pace_s = POLL_S if sys.stderr.isatty() else POLL_LOG_S
-    with tqdm(total=sum(weights), desc=what, unit=unit, disable=quiet, mininterval=pace_s) as bar:
-        while thread.is_alive():
-            thread.join(POLL_S)
-            bar.update(sum(weights) * count_finished() // len(weights) - bar.n)
-        if "rows" in outcome:
-            bar.update(sum(weights) - bar.n)
+    try:
+        with tqdm(total=sum(weights), desc=what, unit=unit, disable=quiet, mininterval=pace_s) as bar:
+            while thread.is_alive():
+                thread.join(POLL_S)
+                bar.update(sum(weights) * count_finished() // len(weights) - bar.n)
+            if "rows" in outcome:
+                bar.update(sum(weights) - bar.n)
+    except BaseException:  # Ctrl-C: no task may go on writing once the driver has given its lock back
+        frame.sparkSession.sparkContext.cancelAllJobs()
+        thread.join()
+        raise
     if "error" in outcome:
         raise _explain(outcome["error"], what) from None
     rows: list[tuple[int, str]] = outcome["rows"]

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from toy import tar_row, toy_row
@@ -14,7 +16,7 @@ from jobs.show_status import describe_scores
 from jobs.stage_score import run_retry, run_score
 from pipeline.errors import ConfigError, StageError
 from pipeline.lock import hold_lock
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Manifest, read_manifest, write_manifest
 from pipeline.tars import write_rows
 
 pytestmark = pytest.mark.spark
@@ -133,3 +135,69 @@ def test_text_filters_do_not_mind_the_tars(spark: Any, make_pool: MakePool, tmp_
     with (pool / "00000000.tar").open("wb") as file:
         write_rows(file, [tar_row(toy_row(0), b"other bytes")])
     assert run_score(never, str(pool), ENTRIES, str(out), quiet=True) == made
+
+
+def test_scores_are_not_written_over_the_pool(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool(4, 1, name="caption_length")
+    before = artifacts(pool)
+    with pytest.raises(ConfigError, match="lies where scores would be written"):
+        score(spark, pool, tmp_path, fresh=True)
+    assert artifacts(pool) == before
+
+
+def test_two_filters_of_one_name_are_refused(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
+    entries = [{"filter": "caption_length"}, {"filter": "image_size", "name": "caption_length"}]
+    with pytest.raises(ConfigError, match="two filters are called 'caption_length'"):
+        score(spark, make_pool(4, 1), tmp_path / "out", entries)
+
+
+def test_the_folder_of_another_stage_is_left_alone(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_manifest(str(out), Manifest(stage="shards", config={}, parents={}))
+    for fresh in (False, True):
+        with pytest.raises(StageError, match="holds the output of 'shards'"):
+            score(spark, make_pool(4, 1), out, fresh=fresh)
+    assert read_manifest(str(out))
+
+
+def test_another_pool_with_the_same_names_sizes_and_times_is_read(
+    spark: Any, make_pool: MakePool, tmp_path: Path
+) -> None:
+    first, second, out = make_pool(4, 1, name="a"), make_pool(4, 1, name="b"), tmp_path / "out"
+    for folder, old in ((first, "picture"), (second, "pic ure")):
+        rows = [row | {"text": row["text"].replace("picture", old)} for row in map(toy_row, range(4))]
+        plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        pq.write_table(pa.Table.from_pylist(rows), folder / "00000000.parquet", **plain)
+    for file in [*first.iterdir(), *second.iterdir()]:
+        os.utime(file, (0, 0))
+    assert (first / "00000000.parquet").stat().st_size == (second / "00000000.parquet").stat().st_size
+    score(spark, first, out)
+    before = pq.read_table(out / "caption_length" / "00000000.parquet")
+    score(spark, second, out)
+    assert pq.read_table(out / "caption_length" / "00000000.parquet") != before
+
+
+def test_a_lost_quarantine_is_made_again(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
+    pool, out = make_pool(12, 3), tmp_path / "out"
+    rows = pq.read_table(pool / "00000000.parquet").to_pylist()
+    rows[0]["text"] = None
+    pq.write_table(pq.read_table(pool / "00000000.parquet").from_pylist(rows), pool / "00000000.parquet")
+    score(spark, pool, out)
+    before = artifacts(out)
+    (out / "failures" / "00000000.parquet").unlink()
+    score(spark, pool, out)
+    assert artifacts(out) == before
+
+
+def test_retry_of_a_touched_pool_asks_for_a_look_first(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
+    pool, out = make_pool(12, 3), tmp_path / "out"
+    rows = pq.read_table(pool / "00000000.parquet").to_pylist()
+    rows[0]["text"] = None
+    pq.write_table(pq.read_table(pool / "00000000.parquet").from_pylist(rows), pool / "00000000.parquet")
+    score(spark, pool, out)
+    os.utime(pool / "00000000.parquet", (0, 0))
+    with pytest.raises(StageError, match="Run `winnow score`, then retry"):
+        run_retry(lambda: spark, str(out), "null_caption", quiet=True)
+    assert read_manifest(str(out))
+    score(spark, pool, out)
+    assert run_retry(lambda: spark, str(out), "null_caption", quiet=True)[1] == {"tried": 1, "mended": 0}

@@ -19,6 +19,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rules with shorter waits."""
     monkeypatch.setattr(lock, "BEAT_S", 0.05)
     monkeypatch.setattr(lock, "EXPIRY_S", 0.6)
+    monkeypatch.setattr(lock, "SETTLE_S", 0.1)
 
 
 def forge(folder: Path, **owner: object) -> Path:
@@ -89,3 +90,22 @@ def test_who_lost_the_lock_while_asleep_is_told(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"took .* over"), hold_lock(str(tmp_path), "score"):
         forge(tmp_path, token="another")
     assert (tmp_path / LOCK).exists(), "the other's lock stays"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_lock_that_says_nothing_is_followed_after_a_while(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LOCK).write_bytes(content)
+    with hold_lock(str(tmp_path), "score") as check:
+        check()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_the_check_tells_before_anything_is_written(tmp_path: Path) -> None:
+    def work() -> None:
+        with hold_lock(str(tmp_path), "score") as check:
+            check()
+            forge(tmp_path, token="another")
+            check()
+
+    with pytest.raises(StageError, match=r"took .* over"):
+        work()

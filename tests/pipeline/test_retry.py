@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,3 +82,14 @@ def test_scores_of_another_pool_or_filter_are_not_patched(scored: tuple[Unit, st
     pq.write_table(pq.read_table(str(unit.part.table)).slice(0, 3), unit.part.table)
     with pytest.raises(StageError, match="Run `winnow score`"):
         retry_part(unit, filters=[MOODY], out=out, reason="moody")
+
+
+def test_rows_of_a_touched_tar_are_found_without_their_spans(scored: tuple[Unit, str], tmp_path: Path) -> None:
+    unit, out = scored
+    os.utime(str(unit.part.tar), (0, 0))
+    MOODS["bad"] = False
+    assert retry_part(unit, filters=[MOODY], out=out, reason="moody")["mended"] == 2
+    score_part(unit, filters=[MOODY], out=str(tmp_path / "undisturbed"))
+    assert (Path(out) / "moody" / "0.parquet").read_bytes() == (
+        tmp_path / "undisturbed" / "moody" / "0.parquet"
+    ).read_bytes()

@@ -54,11 +54,14 @@ def run_select(
         return exists(url) and sha256_of_file(url) == done.facts["sha256"]
 
     with hold_lock(out, "select") as check_lock:
+        stale = exists(join(out, manifest_name))
         if fresh:
             log.warning("select: starting over with subset %s in %s", name, out)
             remove(join(out, manifest_name))
         if done := find_done(out, wanted, name=manifest_name, is_whole=is_whole):
             return done
+        if stale:
+            remove(url)  # what stood under this name is of other steps or scores
         remove(scratch)
         try:
             source = _open_source(start, scores, scored, foreign, steps, scratch)

@@ -91,7 +91,14 @@ def _write_shards(
     broken = {part.name: r["broken"] for part, r in zip(parts, planned, strict=True) if r["broken"]}
     warn_broken("shards", broken)
     _say_spans(scores, parts, planned)
-    plans = plan_shards(parts, [r["lines"] for r in planned], config.rows_per_shard, out=out, num_uids=num_uids)
+    plans = plan_shards(
+        parts,
+        [r["lines"] for r in planned],
+        config.rows_per_shard,
+        out=out,
+        num_uids=num_uids,
+        digests=[r["digest"] for r in planned],
+    )
     if not plans:
         raise PoolError(f"none of the {num_uids:,} uids of {subset!r} has an image in the pool's {len(parts):,} parts.")
     remove_beyond(out, len(plans))

@@ -4,6 +4,7 @@ Other processes write to a store too, so listings that fsspec remembers are forg
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import fsspec
 
 from pipeline.errors import PoolError, StageError
 
+LOCAL = ("file", "local")
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
 """Protocols where an upload is atomic and a rename is a copy."""
 DRIVERS = {"s3": "winnow[s3]", "s3a": "winnow[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
@@ -42,6 +44,18 @@ def find_filesystem(url: str) -> tuple[Any, str]:
         raise StorageError(f"{url!r} is on no kind of storage that fsspec knows ({error}).") from None
     filesystem.invalidate_cache()
     return filesystem, path
+
+
+def find_place(url: str) -> str:
+    """Return where a file or folder really is, to tell whether two names mean the same: links and dots resolved."""
+    _, path = find_filesystem(url)
+    return os.path.realpath(path) if protocol_of(url) in LOCAL else str(path).rstrip("/")
+
+
+def check_plain(url: str) -> None:
+    """Raise StorageError for a remote name with glob signs: drivers expand them, also when they delete."""
+    if protocol_of(url) not in LOCAL and any(sign in url for sign in "*?["):
+        raise StorageError(f"{url!r}: a name with * ? or [ cannot be written to a remote store. Choose another.")
 
 
 @contextmanager

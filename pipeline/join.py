@@ -98,7 +98,7 @@ def join_tables(
         if wanted:
             target = join(folder, str(number))
             _join(start(), table, parts, other, wanted, target)
-            table = table.add_folder(other.pattern, target, wanted)
+            table = table.add_folder(other.name, target, wanted)
     return table
 
 

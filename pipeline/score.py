@@ -35,7 +35,7 @@ from pipeline.schemas import (
     UID,
 )
 from pipeline.score_files import read_metadata, say_why, score_url, unit_identity, write_scores
-from pipeline.spans import write_spans
+from pipeline.spans import version_of, write_spans
 from pipeline.worker import score_batches
 
 OUT_OF_MEANS = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE})
@@ -48,6 +48,8 @@ class PartScores:
     tables: dict[str, list[pa.Table]]
     """Per filter: ROW, UID and its columns, batch by batch."""
     failures: pa.Table
+    version: str
+    """Of the part, before it was read."""
     spans: list[pa.RecordBatch]
     """ROW, START, END, IMAGE_ERROR; empty when no image was read."""
 
@@ -115,13 +117,14 @@ def score_rows(part: Part, rows: PartRows, filters: Sequence[Filter]) -> PartSco
     tables: dict[str, list[pa.Table]] = {f.name: [] for f in filters}
     failures = [make_pool_failures(part, rows)]
     spans: list[pa.RecordBatch] = []
+    version = version_of(part)
     batches, columns = read_batches(part, rows, images=images), list_columns(part)
     for batch, scored in score_batches(batches, filters, columns=columns, part=part.name):
         spans += [batch.select([ROW, START, END, IMAGE_ERROR])] if images else []
         for filter, of_filter in zip(filters, scored, strict=True):
             tables[filter.name].append(_score_table(filter, batch, of_filter))
             failures.append(make_failures(filter, part, batch, of_filter))
-    return PartScores(tables, pa.concat_tables(failures), spans)
+    return PartScores(tables, pa.concat_tables(failures), version, spans)
 
 
 def write_part_scores(
@@ -134,7 +137,7 @@ def write_part_scores(
 ) -> dict[str, Any]:
     """Write spans, failures and then the scores, and return one account per filter as plain JSON."""
     if scores.spans:
-        _write_spans(out, part, scores.spans)
+        _write_spans(out, part, scores)
     merge_failures(out, part, filters, scores.failures)
     counts = {}
     for filter in filters:
@@ -145,14 +148,15 @@ def write_part_scores(
     return counts
 
 
-def _write_spans(out: str, part: Part, batches: Sequence[pa.RecordBatch]) -> None:
+def _write_spans(out: str, part: Part, scores: PartScores) -> None:
     """Write where the rows that have an image stand in the tar, for the shards stage."""
     kinds = [(ROW, pa.int32()), (START, pa.int64()), (END, pa.int64()), (IMAGE_ERROR, pa.string())]
-    table = pa.Table.from_batches(batches, pa.schema(kinds))
+    table = pa.Table.from_batches(scores.spans, pa.schema(kinds))
     cut = pc.any(pc.equal(table[IMAGE_ERROR], REASON_TRUNCATED_TAR)).as_py()
     table = table.filter(pc.is_null(table[IMAGE_ERROR])).combine_chunks()
     broken = f"{part.tar} ended early when it was scored" if cut else None
-    write_spans(out, part, *(table[name].combine_chunks() for name in (ROW, START, END)), broken=broken)
+    columns = (table[name].combine_chunks() for name in (ROW, START, END))
+    write_spans(out, part, *columns, version=scores.version, broken=broken)
 
 
 def _score_table(filter: Filter, batch: pa.RecordBatch, scored: Scored) -> pa.Table:

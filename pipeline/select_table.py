@@ -25,6 +25,8 @@ GROUP_ROWS = 1 << 19
 READERS = 8
 """Threads at most; what one holds is a few batches and, while a subset is written, the kept uids of its group."""
 MASK_SUFFIX = ".bits"
+SEEK_BYTES = 1 << 16
+"""Read ahead on a remote store: a pass reads single columns, and embeddings stand between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +119,13 @@ class ScoreTable:
 def _count_rows(url: str, name: str) -> int:
     if not exists(url):
         raise PoolError(f"there are no scores of {name!r} at {url!r}. Run `winnow score` on the whole pool first.")
-    with open_file(url) as file:
+    with open_file(url, ahead=SEEK_BYTES) as file:
         num_rows: int = pq.ParquetFile(file).metadata.num_rows
     return num_rows
 
 
 def _read_file(url: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with open_file(url) as file:
+    with open_file(url, ahead=SEEK_BYTES) as file:
         yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False)
 
 
@@ -135,7 +137,7 @@ def to_floats(column: pa.Array) -> np.ndarray:
     single = pa.types.is_float32(column.type) or pa.types.is_float16(column.type)
     try:
         floats: np.ndarray = column.cast(pa.float32() if single else pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise PoolError(f"scores of type {column.type} cannot be ordered as numbers: {error}") from None
     return floats
 

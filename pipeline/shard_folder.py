@@ -12,18 +12,19 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import PoolError
+from pipeline.filesystem import find_place
 from pipeline.manifest import Manifest, hash_json, read_manifest
 from pipeline.pool import Part
-from pipeline.schemas import LOCK, PARQUET_SUFFIX, PART_PATTERN, SIZES, STATS_SUFFIX, TAR_SUFFIX
+from pipeline.schemas import LOCK, PARQUET_SUFFIX, PART_PATTERN, REASON_BROKEN_PART, SIZES, STATS_SUFFIX, TAR_SUFFIX
 from pipeline.shard_plan import PLAN_FOLDER
 from pipeline.storage import exists, fingerprint, join, list_folder, name_of, read_bytes, remove, write_bytes
 
 log = logging.getLogger("winnow")
 PLAN_IDENTITY = "identity.json"
 OWNER = "owner"
-SHARD_FILES = re.compile(r"(\.tmp-.*|\d{8}(\.tar|\.parquet|_stats\.json)|sizes\.json|manifest\.json)")
+SHARD_FILES = re.compile(r"(\.tmp-[0-9a-f]{32}-.*|\d{8}(\.tar|\.parquet|_stats\.json)|sizes\.json|manifest\.json)")
 NUMBERED = re.compile(r"(\d{8})(\.tar|\.parquet|_stats\.json)")
-TAR_BYTES, PARQUET_BYTES = "tar_bytes", "parquet_bytes"
+TAR_BYTES, PARQUET_BYTES, PLAN = "tar_bytes", "parquet_bytes", "plan"
 MAX_NAMED, READERS = 8, 16
 
 
@@ -33,11 +34,11 @@ def claim_folder(out: str, parts: Sequence[Part]) -> None:
     Raises PoolError when the folder is the pool's own, or holds files and no sign that `winnow shards` wrote them.
     """
     present = {name_of(url) for url in list_folder(out)} - {LOCK}
-    sources = {url.rsplit("/", 1)[0] for part in parts for url in (part.tar, part.table) if url and "/" in url}
+    sources = {find_place(url).rpartition("/")[0] for part in parts for url in (part.tar, part.table) if url}
     made = read_manifest(out)
     ours = exists(join(out, PLAN_FOLDER, OWNER)) or (made is not None and made.stage == "shards")
     foreign = sorted(name for name in present if not ours or not SHARD_FILES.fullmatch(name))
-    if foreign or out.rstrip("/") in sources:
+    if foreign or find_place(out) in sources:
         what = f"files that it did not write ({foreign[0]}, ...)" if foreign else "the pool itself"
         raise PoolError(f"`winnow shards` does not write into {out!r}, which holds {what}. Name an empty folder.")
     write_bytes(join(out, PLAN_FOLDER, OWNER), b"")
@@ -98,8 +99,11 @@ def _size(url: str) -> int:
 def has_every_shard(out: str, made: Manifest) -> bool:
     """Return whether the folder holds exactly the shards its manifest speaks of, each of the size it was written in.
 
-    A tar that is absent, cut, replaced by one of another size or left over, and a sizes.json of another run count.
+    A tar that is absent, cut, replaced by one of another size or left over, and a sizes.json of another run count.  A
+    part that could not be read is tried again, so shards without it are not the whole.
     """
+    if any(why.startswith(REASON_BROKEN_PART) for why in made.facts.get("broken", {}).values()):
+        return False
     present = {name_of(url) for url in list_folder(out)}
     stems = [PART_PATTERN.format(number) for number in range(made.facts.get("num_shards", 0))]
     names = {stem + suffix for stem in stems for suffix in (TAR_SUFFIX, PARQUET_SUFFIX, STATS_SUFFIX)}

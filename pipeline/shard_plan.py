@@ -9,6 +9,7 @@ plan/edges                int64 (2, parts + 1): the lines before each part that 
 A task reads its slices of these and nothing else; the driver holds one byte per subset entry and 40 per repeat.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import PoolError
-from pipeline.manifest import Counts
+from pipeline.manifest import Counts, hash_json
 from pipeline.pool import Part, clean_text, read_part
 from pipeline.schemas import (
     END,
@@ -56,6 +57,8 @@ class ShardPlan:
     number: int
     num_shards: int
     num_rows: int
+    digest: str
+    """Of every part's lines: a shard of another plan, in which a part could not be read, say, is not this one."""
 
 
 def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = None) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = Non
         rows = read_part(part)
     except (PoolError, OSError, pa.ArrowException) as error:
         nothing, message = asdict(Counts(read=0, kept=0)), f"{REASON_BROKEN_PART}: {error}"
-        return {"counts": nothing, "lines": 0, "found": 0, "broken": message, "spans": False}
+        return {"counts": nothing, "lines": 0, "found": 0, "broken": message, "spans": False, "digest": ""}
     uids, subset = parse_uids(rows.table[UID]), open_subset(subset_url)
     places = search_subset(subset, uids, or_equal=False)
     times = search_subset(subset, uids, or_equal=True) - places
@@ -90,7 +93,9 @@ def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = Non
     _write_lines(out, part, lines, rows.table.drop_columns([ROW]).take(kept))
     wanted = np.flatnonzero(times)
     found = int(times[wanted[np.unique(places[wanted], return_index=True)[1]]].sum())
-    return {"counts": asdict(counts), "lines": len(lines), "found": found, "broken": broken, "spans": known is not None}
+    digest = hashlib.sha256(lines.tobytes()).hexdigest()
+    told = {"lines": len(lines), "found": found, "broken": broken, "spans": known is not None, "digest": digest}
+    return {"counts": asdict(counts), **told}
 
 
 def _find_spans(part: Part, keys: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, str | None]:
@@ -147,11 +152,18 @@ def read_lines(out: str, part: Part, lines: np.ndarray) -> tuple[np.ndarray, pa.
 
 
 def plan_shards(
-    parts: Sequence[Part], lines: Sequence[int], rows_per_shard: int, *, out: str, num_uids: int
+    parts: Sequence[Part],
+    lines: Sequence[int],
+    rows_per_shard: int,
+    *,
+    out: str,
+    num_uids: int,
+    digests: Sequence[str] = (),
 ) -> list[ShardPlan]:
     """Return the output shards over all parts' plan lines, and write which lines are repeats to OUT/plan.
 
-    `lines` is each part's number of lines, `num_uids` the length of the subset.  Sizes differ by at most one.
+    `lines` is each part's number of lines, `num_uids` the length of the subset, `digests` what plan_part
+    said of each part's lines.  Sizes differ by at most one.
     """
     total = sum(lines)
     num_shards = -(-total // rows_per_shard)
@@ -165,7 +177,8 @@ def plan_shards(
     by_part = np.lexsort((repeats["line"], repeats["part"]))
     _write_array(join(out, PLAN_FOLDER, REPEATS_OF_PARTS), repeats["line"][by_part])
     shares = pairwise([find_edge(total, num_shards, number) for number in range(num_shards + 1)] if total else [])
-    return [ShardPlan(number, num_shards, last - first) for number, (first, last) in enumerate(shares)]
+    digest = hash_json(list(digests))
+    return [ShardPlan(number, num_shards, last - first, digest) for number, (first, last) in enumerate(shares)]
 
 
 def _find_repeats(parts: Sequence[Part], lines: Sequence[int], out: str, num_uids: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from pipeline.config import config
 from pipeline.errors import ConfigError
 from pipeline.pool import Part
 from pipeline.schemas import KEY, PARQUET_SUFFIX, PART_PATTERN, STATS_SUFFIX, TAR_SUFFIX, UID
-from pipeline.shard_folder import PARQUET_BYTES, TAR_BYTES, read_stats
+from pipeline.shard_folder import PARQUET_BYTES, PLAN, TAR_BYTES, read_stats
 from pipeline.shard_order import permute, spread
 from pipeline.shard_plan import ShardPlan, pick_lines, read_lines
 from pipeline.storage import exists, is_local, join, read_ranges, write_atomic, write_bytes
@@ -64,7 +64,7 @@ def write_shard(
     """
     name = PART_PATTERN.format(plan.number)
     stats, replaced = read_stats(out, plan.number), False
-    if stats is None:
+    if stats is None or stats.get(PLAN) != plan.digest:
         replaced = exists(join(out, name + TAR_SUFFIX))
         lines, owners, table = _gather_lines(plan, parts, out, shuffle_seed)
         table, renamed = _name_rows(table, lines, keys)
@@ -74,7 +74,7 @@ def write_shard(
             pq.write_table(table, file, compression="zstd")
             parquet_bytes = file.tell()
         counted = {"count": len(lines), "successes": len(lines), "failed_to_download": 0, "failed_to_resize": 0}
-        stats = counted | {TAR_BYTES: tar_bytes, PARQUET_BYTES: parquet_bytes}
+        stats = counted | {TAR_BYTES: tar_bytes, PARQUET_BYTES: parquet_bytes, PLAN: plan.digest}
         write_bytes(join(out, name + STATS_SUFFIX), json.dumps(stats).encode())
     sizes = {field: stats[field] for field in (TAR_BYTES, PARQUET_BYTES)}
     return {"rows": stats["successes"], "replaced": replaced} | sizes

@@ -20,14 +20,23 @@ BROKEN_TAR = b"winnow_broken_tar"
 
 
 def write_spans(
-    out: str, part: Part, rows: pa.Array, starts: pa.Array, ends: pa.Array, *, broken: str | None = None
+    out: str,
+    part: Part,
+    rows: pa.Array,
+    starts: pa.Array,
+    ends: pa.Array,
+    *,
+    version: str | None = None,
+    broken: str | None = None,
 ) -> None:
     """Write one part's spans: int32 places of rows that have an image, and the int64 bytes [start, end) of each.
 
+    `version` is version_of the part before it was read (default: as it is now), so that a tar that was replaced
+    meanwhile does not fit.
     Rows may come in any order and are stored sorted.  `broken` is why the tar ended early, if it did: a row without a
     span is then lost to the damage and not merely without an image.
     """
-    metadata = {PART_VERSION: _version_of(part)} | ({BROKEN_TAR: broken} if broken else {})
+    metadata = {PART_VERSION: version or version_of(part)} | ({BROKEN_TAR: broken} if broken else {})
     table = pa.table([rows, starts, ends], schema=SPANS_SCHEMA).sort_by(ROW).replace_schema_metadata(metadata)
     with write_atomic(_spans_url(out, part)) as file:
         pq.write_table(table, file)
@@ -43,7 +52,7 @@ def read_spans(out: str, part: Part) -> pa.Table | None:
             table = pq.read_table(file)
     except (pa.ArrowException, OSError):
         return None
-    same = (table.schema.metadata or {}).get(PART_VERSION, b"").decode() == _version_of(part)
+    same = (table.schema.metadata or {}).get(PART_VERSION, b"").decode() == version_of(part)
     return table if same and table.schema.remove_metadata() == SPANS_SCHEMA else None
 
 
@@ -57,6 +66,6 @@ def _spans_url(out: str, part: Part) -> str:
     return join(out, SPANS_FOLDER, part.name + PARQUET_SUFFIX)
 
 
-def _version_of(part: Part) -> str:
+def version_of(part: Part) -> str:
     """Return the versions of tar and parquet: the places of rows come from the one, their bytes from the other."""
     return json.dumps(part.fingerprints(), sort_keys=True)

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ from typing import IO, Any
 from braceexpand import braceexpand
 
 from pipeline.errors import PoolError
-from pipeline.filesystem import OBJECT_STORES, explained, find_filesystem, protocol_of, writing
+from pipeline.filesystem import OBJECT_STORES, check_plain, explained, find_filesystem, protocol_of, writing
 
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}-")
 CHUNK_BYTES = 1 << 20
 MAX_READ_BYTES = 64 << 20
 """A file may promise any size; memory is asked for in pieces of what is really there."""
@@ -141,12 +143,12 @@ def _expand_one(source: str) -> list[str]:
     return found if is_local(source) else [str(filesystem.unstrip_protocol(p)) for p in found]
 
 
-def open_file(url: str, mode: str = "rb") -> IO[Any]:
-    """Return an open binary (default) or text file; a remote one is read READ_AHEAD_BYTES at a time."""
+def open_file(url: str, mode: str = "rb", *, ahead: int | None = None) -> IO[Any]:
+    """Return an open binary (default) or text file; a remote one is read `ahead` (READ_AHEAD_BYTES) bytes at a time."""
     if is_local(url):
         return open(url, mode)  # noqa: PTH123
     filesystem, path = find_filesystem(url)
-    block = {"block_size": READ_AHEAD_BYTES} if "r" in mode else {}
+    block = {"block_size": READ_AHEAD_BYTES if ahead is None else ahead} if "r" in mode else {}
     with explained(url):
         opened: IO[Any] = filesystem.open(path, mode, **block)
         return opened
@@ -224,6 +226,7 @@ def write_atomic(url: str) -> Iterator[IO[bytes]]:
 
     What stood at `url` before stays readable until then.
     """
+    check_plain(url)
     writer = _upload if protocol_of(url) in OBJECT_STORES else _write_and_rename
     with writer(url) as file:
         yield file
@@ -276,9 +279,8 @@ def _rename(source: str, target: str) -> None:
     if is_local(target):
         Path(source).replace(target)
         return
-    filesystem, path = find_filesystem(target)
     with explained(target):
-        filesystem.mv(find_filesystem(source)[1], path)
+        find_filesystem(target)[0].mv(find_filesystem(source)[1], find_filesystem(target)[1])
 
 
 def write_bytes(url: str, content: bytes) -> None:
@@ -340,6 +342,7 @@ def _link(source: str, target: str) -> None:
 
 def remove(url: str) -> None:
     """Delete a file or a folder with all it holds; absent is fine."""
+    check_plain(url)
     filesystem, path = find_filesystem(url)
     with explained(url):
         if filesystem.exists(path):
@@ -349,7 +352,7 @@ def remove(url: str) -> None:
 def sweep_temporaries(folder: str) -> None:
     """Delete what killed writers left under temporary names in `folder`."""
     for url in list_folder(folder):
-        if name_of(url).startswith(".tmp-"):
+        if TEMPORARY.match(name_of(url)):
             remove(url)
 
 

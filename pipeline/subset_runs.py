@@ -80,7 +80,7 @@ def _read_range(url: str, sample: np.ndarray, low: int, high: int) -> np.ndarray
     """Return the uids of a run that are in [low, high); only the blocks that hold them are read."""
     first, last = max(0, count_below(sample, low) - 1), count_below(sample, high)
     block_bytes = SAMPLE_ROWS * UID_DTYPE.itemsize
-    with open_file(url) as file:
+    with open_file(url, ahead=1 << 16) as file:
         file.seek(first * block_bytes)
         uids = _read_uids(file.read((last - first) * block_bytes) if last > first else b"")
     return uids[count_below(uids, low) : count_below(uids, high)]

@@ -150,7 +150,7 @@ def read_members(file: IO[bytes], url: str, *, contents: bool = True) -> Iterato
         position = offset + _pad(size)
         name = name if names_next else (long_name or name).removeprefix("./")
         if num_bytes is None or names_next:
-            content = _read_content(file, name, size, url)
+            content = _read_content(file, "" if names_next else name, size, url)
         else:
             content = b""
             _skip_content(file, name, size, num_bytes - offset, url)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any
 
 import pyarrow as pa
@@ -173,7 +174,7 @@ def _describe_file(file: Path, path: str) -> tuple[str, int, int]:
         stat = file.stat()
     except OSError:
         return path, -1, 0
-    return path, stat.st_size, stat.st_mtime_ns
+    return (path, stat.st_size, stat.st_mtime_ns) if S_ISREG(stat.st_mode) else (path, -1, 0)
 
 
 def plan_rows(
@@ -310,6 +311,8 @@ def _describe_image(folder: str, path: str, caption: str | None, key: str) -> tu
         raise _RowLost(REASON_NULL_CAPTION)
     if not is_inside(folder, path):
         raise _RowLost(REASON_LINK)
+    if not Path(folder, path).is_file():  # a pipe would be waited for
+        raise _RowLost(REASON_UNREADABLE_FILE)
     try:
         content = Path(folder, path).read_bytes()
         width, height = open_image(content).size

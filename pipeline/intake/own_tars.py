@@ -7,8 +7,8 @@ when it reads the tar alone.  A folder of loose images is packed into tars by im
 
 import dataclasses
 import json
-import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,9 +21,10 @@ from pipeline.errors import PoolError
 from pipeline.intake.claim import claim_folder
 from pipeline.lock import hold_lock
 from pipeline.manifest import Counts, Manifest, add_counts, find_done, write_manifest
-from pipeline.pool import Part, PartRows, list_parts, pool_identity, read_part
+from pipeline.pool import Part, PartRows, clean_text, list_parts, pool_identity, read_part
 from pipeline.schemas import (
     IMAGE_EXTENSIONS,
+    KEY,
     PARQUET_SUFFIX,
     PART_PATTERN,
     REASON_MISSING_IMAGE,
@@ -151,8 +152,12 @@ def _read_rows(part: Part) -> tuple[PartRows, str | None]:
 def _note_lacks(rows: PartRows, tar: str) -> dict[str, int]:
     """Return how many rows of the table have no caption, and how many of the tar's have no image."""
     noted = Counter({REASON_NULL_CAPTION: sum(not (text or "").strip() for text in rows.table[TEXT].to_pylist())})
+    left = set(rows.table[KEY].to_pylist())
     try:
         for row in read_rows(tar, contents=False, repeats=True):
+            if clean_text(row.key) not in left:
+                continue
+            left.discard(clean_text(row.key))
             noted[REASON_MISSING_IMAGE] += not any(m.extension in IMAGE_EXTENSIONS for m in row.members)
     except BrokenTar:
         pass  # named by rows.broken when the tar gives the rows; else a later stage counts the images it misses
@@ -162,7 +167,7 @@ def _note_lacks(rows: PartRows, tar: str) -> dict[str, int]:
 def place_tar(source: str, target: str, *, copy: bool) -> None:
     """Make `target` the same bytes as `source`: a hard link where the file system can, else a copy."""
     if not copy and is_local(source) and is_local(target):
-        temporary = Path(target).with_name(f".tmp-{os.getpid()}-{name_of(target)}")
+        temporary = Path(target).with_name(f".tmp-{uuid.uuid4().hex}-{name_of(target)}")
         try:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)
@@ -181,7 +186,10 @@ def read_outcome(out: str, name: str) -> dict[str, Any] | None:
     stem = join(out, name)
     if not exists(stem + STATS_SUFFIX):
         return None
-    outcome: dict[str, Any] = json.loads(read_bytes(stem + STATS_SUFFIX))[OUTCOME]
+    try:
+        outcome: dict[str, Any] = json.loads(read_bytes(stem + STATS_SUFFIX))[OUTCOME]
+    except (ValueError, KeyError, TypeError):
+        return None
     files = (TAR_SUFFIX, PARQUET_SUFFIX) if outcome["counts"]["kept"] else ()
     return outcome if all(exists(stem + suffix) for suffix in files) else None
 

@@ -89,7 +89,7 @@ def test_an_interrupted_run_goes_on_after_the_last_task(
     lines = (tmp_path / "out" / "eval_results.jsonl").read_bytes()
     (tmp_path / "out" / "manifest.json").unlink()
     (tmp_path / "out" / "eval_results.jsonl").write_bytes(lines.splitlines(keepends=True)[0])
-    (tmp_path / "out" / ".tmp-0-eval_results.jsonl").write_bytes(b"{")
+    (tmp_path / "out" / ".tmp-00000000000000000000000000000000-eval_results.jsonl").write_bytes(b"{")
     assert run(own=("toy",)) == whole
     assert (tmp_path / "out" / "eval_results.jsonl").read_bytes() == lines
     assert len(list((tmp_path / "out").iterdir())) == 2

@@ -15,7 +15,7 @@ from toy import render, toy_row, write_part
 
 from jobs.stage_shards import run_shards
 from pipeline.errors import ConfigError, PoolError
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, write_manifest
 from pipeline.pool import Part, list_parts, read_part
 from pipeline.shard_folder import (
     claim_folder,
@@ -320,7 +320,7 @@ def test_a_shard_that_changed_is_found_and_made_again(
 ) -> None:
     pool, uids, out = make_pool(12, 2), [uid(n) for n in range(12)], tmp_path / "out"
     facts = write_all(pool, uids, out, rows_per_shard=4)
-    made = Manifest(stage="shards", config={}, parents={}, facts=facts)
+    made = Manifest(stage="shards", config={}, parents={}, facts=facts | {"broken": {}})
     before = contents_of(out)
     untouched = (out / "00000000.tar").stat().st_mtime_ns
     assert has_every_shard(str(out), made) and read_stats(str(out), 1)
@@ -339,7 +339,7 @@ def test_leftovers_and_another_runs_sizes_are_found(
 ) -> None:
     out = tmp_path / "out"
     facts = write_all(make_pool(12, 2), [uid(n) for n in range(12)], out, rows_per_shard=4)
-    made = Manifest(stage="shards", config={}, parents={}, facts=facts)
+    made = Manifest(stage="shards", config={}, parents={}, facts=facts | {"broken": {}})
     assert has_every_shard(str(out), made)
     (out / name).write_bytes(content)
     assert not has_every_shard(str(out), made)
@@ -472,3 +472,34 @@ def test_open_clips_own_loader_reads_them(make_pool: MakePool, tmp_path: Path) -
     assert [details["uid"] for _, _, details in loaded] == [uid(n) for n in numbers]
     expected = Image.open(io.BytesIO(render("green", 1))).convert("RGB")
     assert (np.asarray(loaded[1][0]) == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("spelling", ["{0}", "{0}/../pool", "{0}/."])
+def test_the_pool_is_never_the_output_however_it_is_spelled(make_pool: MakePool, tmp_path: Path, spelling: str) -> None:
+    pool = make_pool(8, 2)
+    write_manifest(str(pool), Manifest(stage="shards", config={}, parents={}))  # the pool is itself shards of winnow
+    before = {p.name for p in pool.iterdir()}
+    (tmp_path / "link").symlink_to(pool)
+    for out in (spelling.format(pool), str(tmp_path / "link")):
+        with pytest.raises(PoolError, match="holds the pool itself"):
+            claim_folder(out, list_parts(str(pool)))
+    assert {p.name for p in pool.iterdir()} == before
+
+
+def test_shards_of_a_plan_without_a_part_are_not_taken_for_the_whole(make_pool: MakePool, tmp_path: Path) -> None:
+    pool, out = make_pool(12, 2), tmp_path / "out"
+    hidden = (pool / "00000000.parquet").read_bytes()
+    (pool / "00000000.parquet").write_bytes(b"away for a moment")
+    parts, subset = list_parts(str(pool)), str(tmp_path / "s.npy")
+    write_subset(subset, parse_uids(pa.array([toy_row(n)["uid"] for n in range(12)])))
+
+    def write() -> list[str]:
+        planned = [plan_part(part, subset_url=subset, out=str(out)) for part in parts]
+        lines, digests = [p["lines"] for p in planned], [p["digest"] for p in planned]
+        for plan in plan_shards(parts, lines, 3, out=str(out), num_uids=12, digests=digests):
+            write_shard(plan, parts=parts, out=str(out), keys="source", shuffle_seed=None)
+        return [row.key for tar in sorted(out.glob("*.tar")) for row in read_rows(str(tar))]
+
+    assert len(write()) == 6
+    (pool / "00000000.parquet").write_bytes(hidden)
+    assert write() == [toy_row(n)["key"] for n in range(12)]

@@ -99,7 +99,7 @@ def test_write_new_never_replaces(tmp_path: Path, scheme: str) -> None:
 
 
 def test_sweep_takes_only_temporaries(tmp_path: Path) -> None:
-    sweep_temporaries(touch(tmp_path, ".tmp-1-a", "b"))
+    sweep_temporaries(touch(tmp_path, ".tmp-00000000000000000000000000000000-a", "b"))
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 

@@ -230,3 +230,28 @@ def test_find_prefers_the_order_asked_for() -> None:
     both = row("a", png=b"p", jpg=b"j")
     assert both.find(("jpg", "png")) == b"j"
     assert both.find(("webp",)) is None
+
+
+def test_the_last_whole_row_before_a_cut_is_given(tmp_path: Path) -> None:
+    rows = [Row(key, (make_member(f"{key}.jpg", b"x" * 900), make_member(f"{key}.txt", b"y"))) for key in "abc"]
+    whole = tmp_path / "whole.tar"
+    with whole.open("wb") as file:
+        write_rows(file, rows)
+    spans = [row.span for row in read_rows(str(whole))]
+    for cut, wanted in ((spans[1][0] + 600, "a"), (spans[1][0] + 300, ""), (spans[1][1] - 500, "a")):
+        (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:cut])
+        for contents in (True, False):
+            found = []
+            with pytest.raises(BrokenTar):
+                for row in read_rows(str(tmp_path / "cut.tar"), contents=contents):
+                    found.append(row.key)
+            assert "".join(found) == wanted
+
+
+def test_a_cut_long_name_does_not_end_the_row_before_it(tmp_path: Path) -> None:
+    first, second = make_member("a.jpg", b"x"), make_member("a." + "n" * 150, b"y")
+    with (tmp_path / "whole.tar").open("wb") as file:
+        write_rows(file, [Row("a", (first, second))])
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[: 1024 + 512 + 100])
+    with pytest.raises(BrokenTar):
+        assert list(read_rows(str(tmp_path / "cut.tar"))) == []

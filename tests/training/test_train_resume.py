@@ -50,7 +50,7 @@ def test_a_killed_run_ends_with_the_same_bytes(squares, square_rows, write_shard
     config = TrainConfig(**SETTINGS, **HOW)
     wanted = train(config, data=str(data), out=str(whole), quiet=True)
     run_and_kill(SETTINGS | HOW, data, killed)
-    (killed / ".tmp-0-resume.pt").write_bytes(b"half a file")
+    (killed / ".tmp-00000000000000000000000000000000-resume.pt").write_bytes(b"half a file")
     with caplog.at_level(logging.INFO, logger="winnow"):
         assert train(config, data=str(data), out=str(killed), quiet=True) == wanted
     assert "going on from step" in caplog.text

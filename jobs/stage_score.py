@@ -135,7 +135,9 @@ def _write_request(out: str, pool: str, entries: Sequence[Mapping[str, Any]], pa
     place = "::".join(str(Path(p).absolute()) if is_local(p) else p for p in pool.split("::"))
     models = [{**entry, **({"model": _place_model(entry["model"])} if "model" in entry else {})} for entry in entries]
     asked = {"stage": "score", "pool": place, "entries": models, "parts": [part.name for part in parts]}
-    write_bytes(join(out, REQUEST), (json.dumps(asked, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+    content, url = (json.dumps(asked, indent=1, ensure_ascii=False, default=str) + "\n").encode(), join(out, REQUEST)
+    if not exists(url) or read_bytes(url) != content:
+        write_bytes(url, content)
 
 
 def _place_model(model: str) -> str:

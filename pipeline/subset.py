@@ -4,12 +4,15 @@ Source of the format: DataComp README ("Submitting") and resharder.py, load_subs
 and an unsorted file makes its binary search miss rows; here it is an error.
 """
 
-import io
+import functools
+import shutil
+import tempfile
 
 import numpy as np
 
 from pipeline.errors import PoolError
-from pipeline.storage import exists, is_local, open_file, read_bytes, write_atomic
+from pipeline.manifest import hash_json
+from pipeline.storage import CHUNK_BYTES, exists, fingerprint, is_local, open_file, write_atomic
 from pipeline.uid import UID_DTYPE, is_sorted, sort_uids
 
 SUBSET_SUFFIX = ".npy"
@@ -54,10 +57,24 @@ def _parse(url: str) -> np.ndarray:
         is_numpy = file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
     if not is_numpy and url.endswith(SUBSET_SUFFIX):
         raise ValueError("no .npy header")
-    if is_local(url):
-        return np.load(url, "r", allow_pickle=False) if is_numpy else np.memmap(url, UID_DTYPE, "r")
-    content = read_bytes(url)
-    return np.load(io.BytesIO(content), allow_pickle=False) if is_numpy else np.frombuffer(content, UID_DTYPE)
+    return _map(url, is_numpy) if is_local(url) else _map_remote(url, hash_json(fingerprint(url)), is_numpy)
+
+
+def _map(path: str, is_numpy: bool) -> np.ndarray:
+    return np.load(path, "r", allow_pickle=False) if is_numpy else np.memmap(path, UID_DTYPE, "r")
+
+
+@functools.lru_cache(maxsize=1)
+def _map_remote(url: str, version: str, is_numpy: bool) -> np.ndarray:
+    """Return a remote file mapped from a copy on disk: one download a process, whatever the number of its tasks.
+
+    `version` tells the file from one that was written over it.  The copy has no name any more when this returns.
+    """
+    with tempfile.NamedTemporaryFile(prefix="winnow-subset-") as copy:
+        with open_file(url) as file:
+            shutil.copyfileobj(file, copy, CHUNK_BYTES)
+        copy.flush()
+        return _map(copy.name, is_numpy)
 
 
 def count_in_subset(uids: np.ndarray, subset: np.ndarray) -> np.ndarray:

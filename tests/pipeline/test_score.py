@@ -1,4 +1,5 @@
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -193,3 +194,20 @@ def test_model_opens_once_per_process(tmp_path: Path) -> None:
     for part in list_parts(str(tmp_path)):
         score_part(Unit(part), filters=[filter], out=str(tmp_path / "out"))
     assert len(opened) == 1
+
+
+def test_two_attempts_of_one_task_at_once_leave_the_bytes_of_one(tmp_path: Path) -> None:
+    """What speculative execution does: both write, whole files only, and the same ones."""
+    part = part_with_a_gap(tmp_path)
+    score_part(Unit(part), filters=BOTH, out=str(tmp_path / "alone"))
+    for number in range(5):
+        out = tmp_path / f"both{number}"
+        attempts = [
+            threading.Thread(target=score_part, args=(Unit(part),), kwargs={"filters": BOTH, "out": str(out)})
+            for _ in range(4)
+        ]
+        for attempt in attempts:
+            attempt.start()
+        for attempt in attempts:
+            attempt.join()
+        assert bytes_of(out) == bytes_of(tmp_path / "alone")

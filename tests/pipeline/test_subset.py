@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import PoolError
-from pipeline.subset import count_in_subset, read_subset, write_subset
+from pipeline.subset import count_in_subset, open_subset, read_subset, write_subset
 from pipeline.uid import UID_DTYPE, parse_uids
 
 
@@ -67,3 +67,14 @@ def test_absent_bare_odd_and_pickled_files(tmp_path: Path) -> None:
         read_subset(str(tmp_path / "odd"))
     with pytest.raises(PoolError, match=r"neither a \.npy file"):
         read_subset(str(tmp_path / "p.npy"))
+
+
+def test_a_remote_subset_is_fetched_once_and_again_when_it_changed() -> None:
+    url = "memory://subsets/remote.npy"
+    uids = np.zeros(3, UID_DTYPE)
+    uids["f1"] = [1, 2, 3]
+    write_subset(url, uids)
+    first = open_subset(url)
+    assert open_subset(url) is first and first.tolist() == uids.tolist()
+    write_subset(url, uids[:2])
+    assert open_subset(url).tolist() == uids[:2].tolist()

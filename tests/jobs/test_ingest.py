@@ -25,7 +25,7 @@ from pipeline.pool import list_parts, read_batches, read_part
 from pipeline.tars import read_rows
 
 ROOT = Path(__file__).parent.parent.parent
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
 GOOD = {
     "a.jpg": render("red", 1),
     "b.png": render("green", 2, kind="PNG"),
@@ -104,13 +104,19 @@ class Web(http.server.BaseHTTPRequestHandler):
         self.send(GOOD["a.jpg"], X_Robots_Tag="noai")
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Takes many connections at once: with the default of 5, one that is refused comes back a second later."""
+
+    request_queue_size = 128
+
+
 @pytest.fixture
 def web() -> Iterator[tuple[str, Counter[str]]]:
     """The address of a loopback server, and what was asked of it."""
     requests: Counter[str] = Counter()
     release = threading.Event()
     handler = type("Handler", (Web,), {"requests": requests, "release": release})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", requests

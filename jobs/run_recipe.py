@@ -6,7 +6,6 @@ RUN/networks/<name>  RUN/scores  RUN/subsets  RUN/shards/<subset>  RUN/runs/<sub
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from eval38.evaluate import evaluate
@@ -19,12 +18,13 @@ from jobs.stage_shards import run_shards
 from jobs.stages import RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
 from pipeline.config import as_mapping
 from pipeline.errors import ConfigError, StageError, check_name
+from pipeline.filesystem import find_place
 from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.pool import list_parts, pool_identity
 from pipeline.report import write_report
 from pipeline.spark_session import lazy_session
-from pipeline.storage import exists, is_local, join, remove, write_bytes
+from pipeline.storage import exists, join, remove, write_bytes
 from pipeline.subset import SUBSET_SUFFIX
 from training.run import train
 
@@ -75,9 +75,9 @@ def run_recipe(
 
 def _keep_inputs(out: str, places: Sequence[str]) -> None:
     """Raise ConfigError when what --fresh would delete holds the run's own inputs."""
-    doomed = [Path(join(out, name)).resolve() for name in FOLDERS]
+    doomed = [find_place(join(out, name)) for name in FOLDERS]
     for place in (one for several in places for one in several.split("::")):
-        if is_local(place) and any(Path(place).resolve().is_relative_to(folder) for folder in doomed):
+        if any(f"{find_place(place)}/".startswith(f"{folder}/") for folder in doomed):
             raise ConfigError(f"{place!r} lies in a folder of the run {out!r} that --fresh would delete. Move it.")
 
 

@@ -14,7 +14,15 @@ from jobs.stages import RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER
 from pipeline.errors import PoolError
 from pipeline.lock import read_lock
 from pipeline.manifest import read_manifest
-from pipeline.schemas import FAILURE_FILTER, FAILURE_REASON, FAILURES_FOLDER, PARQUET_SUFFIX, REQUEST, STATS_SUFFIX
+from pipeline.schemas import (
+    FAILURE_FILTER,
+    FAILURE_REASON,
+    FAILURES_FOLDER,
+    MANIFEST,
+    PARQUET_SUFFIX,
+    REQUEST,
+    STATS_SUFFIX,
+)
 from pipeline.storage import exists, is_folder, join, list_folder, name_of, open_file, read_bytes
 
 EXAMPLE = """  winnow status out                 # a whole run
@@ -90,11 +98,11 @@ def _count_failures(out: str, parts: Collection[str]) -> dict[str, Counter[str]]
     return failed
 
 
-def _describe_made(folder: str, what: str, *, manifest: str = "manifest.json") -> str:
+def _describe_made(folder: str, what: str, *, manifest: str = MANIFEST) -> str:
     """Return the line of something that has one manifest."""
     made = read_manifest(folder, name=manifest) if is_folder(folder) else None
     if made is None:
-        started = is_folder(folder) and manifest == "manifest.json" and bool(list_folder(folder))
+        started = is_folder(folder) and manifest == MANIFEST and bool(list_folder(folder))
         return _line(what, 0, 1, _say_owner(folder) or ("not finished" if started else "not started"))
     failed = Counter[str]()
     for counts in made.counts.values():

@@ -14,6 +14,7 @@ from jobs.stages import Start, warn_broken
 from pipeline.config import as_mapping
 from pipeline.contract import Filter, check_needs
 from pipeline.errors import ConfigError, PoolError, StageError, check_name
+from pipeline.filesystem import find_place
 from pipeline.ledger import Ledger, Unit, find_new, identity_of, read_ledger, write_ledger
 from pipeline.lock import hold_lock
 from pipeline.manifest import Counts, Manifest, add_counts, find_done, hash_json, read_manifest, write_manifest
@@ -26,9 +27,7 @@ from pipeline.storage import (
     exists,
     is_local,
     join,
-    list_folder,
     list_sizes,
-    name_of,
     read_bytes,
     remove,
     sweep_temporaries,
@@ -80,7 +79,7 @@ def run_score(
         raise_if_all_broken(results)
         _say_why(results)
         write_ledger(out, {part.name: r["inputs"] for part, r in zip(parts, results, strict=True) if r["inputs"]})
-        manifest = _finish(filters, owners, parts, results, out)
+        manifest = _finish(wanted, owners, filters, parts, results, out)
         _sweep(out, filters)
         check_lock()
         write_manifest(out, manifest)
@@ -89,14 +88,10 @@ def run_score(
 
 def _keep_off_the_pool(out: str, parts: Sequence[Part], filters: Sequence[Filter]) -> None:
     """Raise ConfigError when scores would be written over files of the pool."""
-    ours = {_real(join(out, name)) for name in (FAILURES_FOLDER, SPANS_FOLDER, *(f.name for f in filters))}
+    ours = {find_place(join(out, name)) for name in (FAILURES_FOLDER, SPANS_FOLDER, *(f.name for f in filters))}
     for url in (url for part in parts for url in (part.tar, part.table) if url):
-        if _real(url).rpartition("/")[0] in ours:
+        if find_place(url).rpartition("/")[0] in ours:
             raise ConfigError(f"{url!r} lies where scores would be written. Name another --out, or filter `name:`.")
-
-
-def _real(url: str) -> str:
-    return str(Path(url).resolve()) if is_local(url) else url
 
 
 def _share_gpus(filters: Sequence[Filter], tasks_per_gpu: int) -> int | None:
@@ -117,12 +112,19 @@ def discard_scores(out: str, names: Sequence[str]) -> None:
 
 def _name_inputs(filters: Sequence[Filter], parts: Sequence[Part], known: Mapping[str, Any]) -> Manifest:
     """Return the manifest that is wanted; its pool is unknown when any file is not the one noted in the ledger."""
-    new = find_new(parts, known, images=any(IMAGE in f.needs for f in filters))
+    new = find_new(parts, known, images=_need_images(filters))
     pool = f"unknown until read: {len(new)} of {len(parts)} parts are new or touched"
     if not new:
         pool = _pool_identity(parts, [{"inputs": known[part.name]} for part in parts])
-    config = {"filters": {f.name: {"version": f.version, **as_mapping(f.settings)} for f in filters}}
-    return Manifest(stage="score", config=config, parents={"pool": pool})
+    return Manifest(stage="score", config=_describe_filters(filters), parents={"pool": pool})
+
+
+def _describe_filters(filters: Sequence[Filter]) -> dict[str, Any]:
+    return {"filters": {f.name: {"version": f.version, **as_mapping(f.settings)} for f in filters}}
+
+
+def _need_images(filters: Sequence[Filter]) -> bool:
+    return any(IMAGE in f.needs for f in filters)
 
 
 def _pool_identity(parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) -> str:
@@ -154,13 +156,14 @@ def _sweep(out: str, filters: Sequence[Filter]) -> None:
 
 
 def _finish(
-    filters: Sequence[Filter],
+    wanted: Manifest,
     owners: Mapping[str, str],
+    filters: Sequence[Filter],
     parts: Sequence[Part],
     results: Sequence[Mapping[str, Any]],
     out: str,
 ) -> Manifest:
-    """Return the manifest of finished scores."""
+    """Return the manifest that was wanted, its pool and accounts known."""
     broken = {part.name: r["broken"] for part, r in zip(parts, results, strict=True) if r["broken"]}
     warn_broken("score", broken)
     scored = [part.name for part, r in zip(parts, results, strict=True) if r["counts"]]
@@ -171,10 +174,8 @@ def _finish(
         "broken": broken,
         "bytes": {f.name: _measure(out, f.name, scored) for f in filters},
     }
-    config = _name_inputs(filters, [], {}).config
     counts = {name: _sum_counts(results, name) for name in (POOL, *(f.name for f in filters))}
-    parents = {"pool": _pool_identity(parts, results)}
-    return Manifest(stage="score", config=config, parents=parents, counts=counts, facts=facts)
+    return replace(wanted, parents={"pool": _pool_identity(parts, results)}, counts=counts, facts=facts)
 
 
 def _measure(out: str, name: str, parts: Sequence[str]) -> int:
@@ -188,10 +189,10 @@ def _has_every_score(out: str, done: Manifest) -> bool:
     if set(done.facts["broken"]) - set(done.facts["parts"]):
         return False
     expected = {part + PARQUET_SUFFIX for part in done.facts["parts"]}
-    for name in [FAILURES_FOLDER, *done.config["filters"]]:
-        if not expected <= {name_of(url) for url in list_folder(join(out, name))}:
-            return False
-    return all(_measure(out, name, done.facts["parts"]) == size for name, size in done.facts["bytes"].items())
+    sizes = {name: list_sizes(join(out, name)) for name in (FAILURES_FOLDER, *done.config["filters"])}
+    if not all(expected <= present.keys() for present in sizes.values()):
+        return False
+    return all(sum(sizes[name][file] for file in expected) == size for name, size in done.facts["bytes"].items())
 
 
 def _say_why(results: Sequence[Mapping[str, Any]]) -> None:
@@ -278,7 +279,7 @@ def _find_unchanged(made: Manifest, pool: str, filters: Sequence[Filter], known:
     """Return the parts that were scored.  Raises StageError when they or the filters are not what they were."""
     names = set(made.facts["parts"])
     parts = [part for part in list_parts(pool) if part.name in names]
-    same = _name_inputs(filters, parts, known).config == made.config
-    if not same or len(parts) != len(names) or find_new(parts, known, images=any(IMAGE in f.needs for f in filters)):
+    same = _describe_filters(filters) == made.config
+    if not same or len(parts) != len(names) or find_new(parts, known, images=_need_images(filters)):
         raise StageError(f"{pool!r} or a filter is not what the scores were made of. Run `winnow score`, then retry.")
     return parts

@@ -8,7 +8,7 @@ Pillow is imported on first use: pipeline is also imported where no image is eve
 import io
 from typing import TYPE_CHECKING
 
-from pipeline.schemas import REASON_UNREADABLE_IMAGE
+from pipeline.schemas import REASON_OVERSIZED_IMAGE, REASON_UNREADABLE_IMAGE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,9 +20,6 @@ MAX_PIXELS = 1 << 26
 MAX_ASPECT = 256
 """Longer side / shorter side.  CLIP's transforms bring the shorter side up to the model's: 1 x 60,000 px is a bomb."""
 MAX_MESSAGE_CHARS = 200
-
-
-REASON_OVERSIZED_IMAGE = "oversized_image"
 
 
 class UnreadableImage(Exception):

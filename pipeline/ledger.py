@@ -9,9 +9,9 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from pipeline.filesystem import find_place
 from pipeline.manifest import hash_json
 from pipeline.pool import Part
 from pipeline.schemas import LEDGER
@@ -52,8 +52,7 @@ def digest_file(url: str, known: Sequence[FileRecord] = ()) -> FileRecord:
 
 def _look(urls: Sequence[str]) -> list[dict[str, Any]]:
     """Return what tells this version of each file from others, and from files of the same name elsewhere."""
-    places = [str(Path(url).resolve()) if is_local(url) else url for url in urls]
-    return [found | {"place": place} for found, place in zip(fingerprint_all(urls), places, strict=True)]
+    return [found | {"place": find_place(url)} for found, url in zip(fingerprint_all(urls), urls, strict=True)]
 
 
 def is_versioned(record: FileRecord) -> bool:

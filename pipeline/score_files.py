@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract import Filter
-from pipeline.errors import PoolError, StageError
+from pipeline.errors import StageError
 from pipeline.ledger import FileRecord, identity_of
 from pipeline.manifest import Counts, describe_changes, hash_json
 from pipeline.pool import Part
@@ -105,27 +105,3 @@ def write_parquet(url: str, table: pa.Table) -> None:
     """Write a table atomically."""
     with write_atomic(url) as file:
         pq.write_table(table, file, compression="zstd")
-
-
-def read_scores(out: str, part: Part, columns: Sequence[str], owners: dict[str, str]) -> Iterator[pa.RecordBatch]:
-    """Yield UID and the named score columns of one part, zipped from their filters' files in pool order.
-
-    `owners` maps each column to its filter.  Raises PoolError when a file is absent or two files disagree on uids.
-    """
-    tables = {}
-    for name in sorted({owners[c] for c in columns} or set(owners.values())):
-        wanted = [UID, *(c for c in columns if owners[c] == name)]
-        tables[name] = _read_score_file(score_url(out, name, part), name, wanted)
-    uids = next(iter(tables.values()))[UID]
-    for name, table in tables.items():
-        if not table[UID].equals(uids):
-            raise PoolError(f"scores of {name!r} for part {part.name!r} name other rows. Score the pool again.")
-    zipped = pa.table([uids, *(tables[owners[c]][c] for c in columns)], names=[UID, *columns])
-    yield from zipped.combine_chunks().to_batches()
-
-
-def _read_score_file(url: str, name: str, columns: Sequence[str]) -> pa.Table:
-    if not exists(url):
-        raise PoolError(f"there are no scores of {name!r} at {url!r}. Run `winnow score` on the whole pool first.")
-    with open_file(url) as file:
-        return pq.read_table(file, columns=list(columns))

@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, PoolError
 from pipeline.manifest import Manifest
-from pipeline.pool import Part
 from pipeline.report.read import Subset
 from pipeline.schemas import UID
-from pipeline.score_files import read_scores
 from pipeline.select import RADIX_BITS, count_radix, find_columns, order_keys
+from pipeline.select_table import ScoreTable
+from pipeline.storage import join
 from pipeline.subset import count_in_subset
 from pipeline.uid import UID_DTYPE, parse_uids
 
@@ -120,12 +120,13 @@ class ScoreFiles:
 
     def read(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield (number of the part, batch of UID and all columns); a part that fails is noted and passed over."""
-        owners = dict(self.manifest.facts["columns"])
+        owners = {column: self.manifest.facts["columns"][column] for column in self.columns}
+        table = ScoreTable({name: join(self.url, name) for name in sorted(set(owners.values()))}, owners)
         for number, name in enumerate(self.manifest.facts["parts"]):
             if name in self.unreadable:
                 continue
             try:
-                batches = list(read_scores(self.url, Part(name, None, None), self.columns, owners))
+                batches = [b for part in table.measure([name]) for b in table.read(part.name, self.columns, uids=True)]
             except (PoolError, pa.ArrowException, OSError) as error:
                 self.unreadable[name] = str(error)
                 continue

@@ -32,6 +32,13 @@ def score(spark: Any, pool: Path, out: Path, entries: Any = ENTRIES, **options: 
     return run_score(lambda: spark, str(pool), entries, str(out), quiet=True, **options)
 
 
+def set_caption(table: Path, caption: str | None) -> None:
+    """Change the first row's caption."""
+    rows = pq.read_table(table).to_pylist()
+    rows[0]["text"] = caption
+    pq.write_table(pa.Table.from_pylist(rows), table)
+
+
 def never() -> Any:
     raise AssertionError("Spark was started for finished work")
 
@@ -60,9 +67,7 @@ def test_a_changed_part_is_named_and_only_it_is_scored(
     pool, out = make_pool(12, 3), tmp_path / "out"
     score(spark, pool, out)
     times = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
-    rows = pq.read_table(pool / "00000001.parquet").to_pylist()
-    rows[0]["text"] = "another caption altogether"
-    pq.write_table(pq.read_table(pool / "00000001.parquet").from_pylist(rows), pool / "00000001.parquet")
+    set_caption(pool / "00000001.parquet", "another caption altogether")
     with caplog.at_level(logging.WARNING, logger="winnow"):
         score(spark, pool, out)
     assert "1 of 3 parts are new or touched" in caplog.text
@@ -91,9 +96,7 @@ def test_two_drivers_do_not_work_on_one_folder(spark: Any, make_pool: MakePool, 
 
 def test_status_shows_done_failed_and_left(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
     pool, out = make_pool(12, 3), tmp_path / "out"
-    rows = pq.read_table(pool / "00000000.parquet").to_pylist()
-    rows[0]["text"] = None
-    pq.write_table(pq.read_table(pool / "00000000.parquet").from_pylist(rows), pool / "00000000.parquet")
+    set_caption(pool / "00000000.parquet", None)
     score(spark, pool, out)
     lines = [line.split() for line in describe_scores(str(out))]
     assert [line[:4] for line in lines] == [
@@ -110,9 +113,7 @@ def test_status_shows_done_failed_and_left(spark: Any, make_pool: MakePool, tmp_
 
 def test_retry_tells_what_can_be_retried(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
     pool, out = make_pool(12, 3), tmp_path / "out"
-    rows = pq.read_table(pool / "00000000.parquet").to_pylist()
-    rows[0]["text"] = None
-    pq.write_table(pq.read_table(pool / "00000000.parquet").from_pylist(rows), pool / "00000000.parquet")
+    set_caption(pool / "00000000.parquet", None)
     score(spark, pool, out)
     before = artifacts(out)
     with pytest.raises(ConfigError, match="did you mean 'null_caption'"):
@@ -179,9 +180,7 @@ def test_another_pool_with_the_same_names_sizes_and_times_is_read(
 
 def test_a_lost_quarantine_is_made_again(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
     pool, out = make_pool(12, 3), tmp_path / "out"
-    rows = pq.read_table(pool / "00000000.parquet").to_pylist()
-    rows[0]["text"] = None
-    pq.write_table(pq.read_table(pool / "00000000.parquet").from_pylist(rows), pool / "00000000.parquet")
+    set_caption(pool / "00000000.parquet", None)
     score(spark, pool, out)
     before = artifacts(out)
     (out / "failures" / "00000000.parquet").unlink()
@@ -191,9 +190,7 @@ def test_a_lost_quarantine_is_made_again(spark: Any, make_pool: MakePool, tmp_pa
 
 def test_retry_of_a_touched_pool_asks_for_a_look_first(spark: Any, make_pool: MakePool, tmp_path: Path) -> None:
     pool, out = make_pool(12, 3), tmp_path / "out"
-    rows = pq.read_table(pool / "00000000.parquet").to_pylist()
-    rows[0]["text"] = None
-    pq.write_table(pq.read_table(pool / "00000000.parquet").from_pylist(rows), pool / "00000000.parquet")
+    set_caption(pool / "00000000.parquet", None)
     score(spark, pool, out)
     os.utime(pool / "00000000.parquet", (0, 0))
     with pytest.raises(StageError, match="Run `winnow score`, then retry"):

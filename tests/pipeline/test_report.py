@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +22,6 @@ from pipeline.pool import list_parts
 from pipeline.report import write_report
 from pipeline.report.distributions import NumberColumn, find_edges
 from pipeline.report.formats import format_duration, format_percent, format_points, format_score
-from pipeline.report.pictures import make_thumbnail
 from pipeline.report.truth import build_truth, compare_subset, find_kinds, measure_overlap
 from pipeline.schemas import IMAGE, TEXT, UID
 from pipeline.score import score_part
@@ -370,30 +368,6 @@ def test_edges_of_whole_numbers_are_between_them() -> None:
     column.radix[0x8000 + 0x3F80] = 3
     column.radix[0x8000 + 0x4080] = 2
     np.testing.assert_array_equal(find_edges(column), [0.5, 1.5, 2.5, 3.5, 4.5])
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
-def test_thumbnails_of_all_modes(mode: str) -> None:
-    out = io.BytesIO()
-    Image.new(mode, (300, 40)).save(out, "JPEG" if mode == "CMYK" else "PNG")
-    uri = make_thumbnail(out.getvalue())
-    assert uri and uri.startswith("data:image/jpeg;base64,")
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 cut short", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
-def test_no_thumbnail_of_junk(content: bytes) -> None:
-    assert make_thumbnail(content) is None
-
-
-def test_no_thumbnail_where_transparency_is_longer_than_the_palette() -> None:
-    """It decodes, but Pillow cannot apply it; the page must still be built."""
-    out = io.BytesIO()
-    Image.new("P", (4, 4)).save(out, "PNG")
-    name, long = b"tRNS", bytes(300)
-    chunk = len(long).to_bytes(4, "big") + name + long + zlib.crc32(name + long).to_bytes(4, "big")
-    place = out.getvalue().index(b"IDAT") - 4
-    assert make_thumbnail(out.getvalue()[:place] + chunk + out.getvalue()[place:]) is None
-    assert make_thumbnail(out.getvalue())
 
 
 def test_formats() -> None:

@@ -13,7 +13,7 @@ from pipeline.ledger import Unit, identity_of
 from pipeline.pool import Part, list_parts
 from pipeline.schemas import IMAGE, IMAGE_ERROR, TEXT
 from pipeline.score import score_part
-from pipeline.score_files import read_scores
+from pipeline.select_table import ScoreTable
 
 MakePool = Callable[..., Path]
 
@@ -146,8 +146,10 @@ def test_zipped_columns_stand_beside_their_uid(tmp_path: Path) -> None:
     part, out = part_with_a_gap(tmp_path), tmp_path / "out"
     score_part(Unit(part), filters=BOTH, out=str(out))
     owners = {"chars": "chars", "num_bytes": "bytes"}
-    table = pa.Table.from_batches(read_scores(str(out), part, ["num_bytes", "chars"], owners))
-    assert table.column_names == ["uid", "num_bytes", "chars"]
+    scores = ScoreTable({name: str(out / name) for name in owners.values()}, owners)
+    table = pa.Table.from_batches(scores.read(part.name, owners, uids=True))
+    assert sorted(table.column_names) == ["chars", "num_bytes", "uid"]
+    assert table["uid"].to_pylist() == [toy_row(n)["uid"] for n in range(6)]
     assert table["chars"].to_pylist() == [len(toy_row(n)["text"]) for n in range(6)]
 
 

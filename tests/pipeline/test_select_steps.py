@@ -83,7 +83,9 @@ def kept(selection: Selection, folder: Path) -> list[str]:
     return uids
 
 
-def check(source: Source, rows: Sequence[Row], steps: Sequence[Step], folder: Path, where: Any = None) -> Selection:
+def assert_as_the_oracle(
+    source: Source, rows: Sequence[Row], steps: Sequence[Step], folder: Path, where: Any = None
+) -> Selection:
     selection = select_rows(source, steps, str(folder / "scratch"))
     uids, counts, thresholds = expect(rows, steps, source.num_pool, where)
     assert selection.counts == counts
@@ -107,7 +109,7 @@ def test_cascades_of_tops(tmp_path: Path, seed: int) -> None:
     rows = make_rows(draw.choice([0, 1, 2, 40, 300]), seed)
     steps = [draw_top(draw, f"top {n}") for n in range(draw.choice([1, 1, 2, 3]))]
     source = make_source(tmp_path / "scores", cut_parts(rows, seed), draw.choice([len(rows), len(rows) + 31]))
-    check(source, rows, steps, tmp_path)
+    assert_as_the_oracle(source, rows, steps, tmp_path)
 
 
 def known(*columns: str) -> Callable[[Row], bool]:
@@ -154,7 +156,7 @@ def test_cascades_with_sql(tmp_path: Path, spark: Any, seed: int) -> None:
         for n, kind in enumerate(kinds)
     ]
     source = make_source(tmp_path / "scores", cut_parts(rows, seed), len(rows), spark)
-    check(source, rows, steps, tmp_path, WHERE)
+    assert_as_the_oracle(source, rows, steps, tmp_path, WHERE)
 
 
 @pytest.mark.spark
@@ -166,7 +168,7 @@ def test_spark_tasks_count_what_threads_count(tmp_path: Path, spark: Any) -> Non
         return sum_each(spark, work, groups, size, what="test")
 
     source = make_source(tmp_path / "scores", cut_parts(rows, 1), 500, spark, spread=spread)
-    check(source, rows, steps, tmp_path)
+    assert_as_the_oracle(source, rows, steps, tmp_path)
 
 
 @pytest.mark.spark

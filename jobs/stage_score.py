@@ -18,6 +18,7 @@ from pipeline.filesystem import find_place
 from pipeline.ledger import Ledger, Unit, find_new, identity_of, read_ledger, write_ledger
 from pipeline.lock import hold_lock
 from pipeline.manifest import Counts, Manifest, add_counts, find_done, hash_json, read_manifest, write_manifest
+from pipeline.npz import list_arrays
 from pipeline.pool import Part, count_rows, list_columns, list_parts
 from pipeline.retry import retry_part
 from pipeline.schemas import FAILURES_FOLDER, IMAGE, LEDGER, MANIFEST, PARQUET_SUFFIX, POOL, REQUEST, SPANS_FOLDER
@@ -33,6 +34,7 @@ from pipeline.storage import (
     sweep_temporaries,
     write_bytes,
 )
+from pipeline.stored import find_array_readers, find_makers
 
 log = logging.getLogger("winnow")
 NO_SCORES = "{!r} holds no finished scores to retry. `winnow score` goes on where it stopped."
@@ -112,19 +114,20 @@ def discard_scores(out: str, names: Sequence[str]) -> None:
 
 def _name_inputs(filters: Sequence[Filter], parts: Sequence[Part], known: Mapping[str, Any]) -> Manifest:
     """Return the manifest that is wanted; its pool is unknown when any file is not the one noted in the ledger."""
-    new = find_new(parts, known, images=_need_images(filters))
+    new = _find_new(parts, filters, known)
     pool = f"unknown until read: {len(new)} of {len(parts)} parts are new or touched"
     if not new:
         pool = _pool_identity(parts, [{"inputs": known[part.name]} for part in parts])
     return Manifest(stage="score", config=_describe_filters(filters), parents={"pool": pool})
 
 
+def _find_new(parts: Sequence[Part], filters: Sequence[Filter], known: Ledger) -> list[str]:
+    images, arrays = any(IMAGE in f.needs for f in filters), bool(find_array_readers(filters))
+    return find_new(parts, known, images=images, arrays=arrays)
+
+
 def _describe_filters(filters: Sequence[Filter]) -> dict[str, Any]:
     return {"filters": {f.name: {"version": f.version, **as_mapping(f.settings)} for f in filters}}
-
-
-def _need_images(filters: Sequence[Filter]) -> bool:
-    return any(IMAGE in f.needs for f in filters)
 
 
 def _pool_identity(parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) -> str:
@@ -224,14 +227,16 @@ def _own_columns(filters: Sequence[Filter]) -> dict[str, str]:
 def _check_first_part(parts: Sequence[Part], filters: Sequence[Filter]) -> None:
     """Raise PoolError at once when no part that can be read has every column that the filters need."""
     first: PoolError | None = None
+    reads_arrays = bool(find_array_readers(filters))
     for part in parts:
         try:
-            columns = list_columns(part)
+            columns = list_columns(part) + (sorted(list_arrays(part.arrays)) if reads_arrays and part.arrays else [])
         except PoolError:
             continue
         try:
             for filter in filters:
                 check_needs(filter, columns)
+                columns += [column for column, _ in filter.makes]
             return
         except PoolError as error:
             first = first or error
@@ -270,9 +275,14 @@ def run_retry(
         counts = {POOL: made.counts[POOL]} | {f.name: _sum_counts(results, f.name) for f in filters}
         sizes = {f.name: _measure(out, f.name, made.facts["parts"]) for f in filters}
         manifest = replace(made, counts=counts, facts={**made.facts, "bytes": sizes})
+        sums = {what: sum(r[what] for r in results) for what in ("tried", "mended")}
+        is_read = sums["mended"] and any(find_makers(filters).values())  # mended scores may be what another filter read
         check_lock()
-        write_manifest(out, manifest)
-    return manifest, {what: sum(r[what] for r in results) for what in ("tried", "mended")}
+        if not is_read:
+            write_manifest(out, manifest)
+    if is_read:
+        manifest = run_score(start, asked["pool"], asked["entries"], out, tasks_per_gpu=tasks_per_gpu, quiet=quiet)
+    return manifest, sums
 
 
 def _find_unchanged(made: Manifest, pool: str, filters: Sequence[Filter], known: Ledger) -> list[Part]:
@@ -280,6 +290,6 @@ def _find_unchanged(made: Manifest, pool: str, filters: Sequence[Filter], known:
     names = set(made.facts["parts"])
     parts = [part for part in list_parts(pool) if part.name in names]
     same = _describe_filters(filters) == made.config
-    if not same or len(parts) != len(names) or find_new(parts, known, images=_need_images(filters)):
+    if not same or len(parts) != len(names) or _find_new(parts, filters, known):
         raise StageError(f"{pool!r} or a filter is not what the scores were made of. Run `winnow score`, then retry.")
     return parts

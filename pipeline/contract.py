@@ -60,7 +60,7 @@ class Filter:
     name: str
     """Names the score files, and the columns of filters that can stand in a recipe twice."""
     needs: tuple[str, ...]
-    """Columns of the batches it reads; IMAGE makes the pool read its tars."""
+    """Columns of the batches it reads: of the pool, or of filters before it in the recipe.  IMAGE: tars are read."""
     makes: tuple[tuple[str, pa.DataType], ...]
     """Columns it adds, with their types."""
     version: int
@@ -69,6 +69,8 @@ class Filter:
     """All that decides the values, as JSON: options, model name, model sha256."""
     load: Callable[[], Score]
     """Opens models, once per worker.  Must be picklable: a module-level function or a partial of one."""
+    vectors: tuple[str, ...] = ()
+    """Those of `needs` that hold embeddings; they may also lie in the npz beside a part's parquet (stored.py)."""
     runs_on_device: bool = False
     """Whether its model runs on the device that a task is given (pipeline/devices.py): a GPU, where there is one."""
 

@@ -82,14 +82,15 @@ def write_ledger(out: str, ledger: Ledger) -> None:
     write_bytes(join(out, LEDGER), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
-def list_inputs(part: Part, *, images: bool) -> list[str]:
-    """Return the part's files that are read: its table, and its tar when there are `images` to read or no table."""
-    return [url for url in (part.table, part.tar if images or part.table is None else None) if url]
+def list_inputs(part: Part, *, images: bool, arrays: bool) -> list[str]:
+    """Return the part's files that are read: its table, its tar for `images` or when there is no table, its npz."""
+    tar, npz = part.tar if images or part.table is None else None, part.arrays if arrays else None
+    return [url for url in (part.table, tar, npz) if url]
 
 
-def find_new(parts: Sequence[Part], ledger: Ledger, *, images: bool) -> list[str]:
+def find_new(parts: Sequence[Part], ledger: Ledger, *, images: bool, arrays: bool) -> list[str]:
     """Return the names of parts with a file to read that is not, by name, size and time, one the ledger speaks of."""
-    files = [(part.name, url) for part in parts for url in list_inputs(part, images=images)]
+    files = [(part.name, url) for part in parts for url in list_inputs(part, images=images, arrays=arrays)]
     noted = {name: [{k: v for k, v in r.items() if k != "digest"} for r in rs] for name, rs in ledger.items()}
     looked = zip(files, _look([url for _, url in files]), strict=True)
     new = {name for (name, _), now in looked if not is_versioned(now) or now not in noted.get(name, ())}

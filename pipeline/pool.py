@@ -1,18 +1,19 @@
-"""Parts of a pool -> Arrow batches.  Reads what img2dataset and CommonPool write; writes nothing.
+"""Parts of a pool and their rows, images aside.  Reads what img2dataset and CommonPool write; writes nothing.
 
 A part is `NAME.tar` with `NAME.parquet` beside it, a parquet alone (metadata only), or a tar alone.  Where there is a
 parquet, its rows are the pool's rows, in its order, and the tar only gives their images; a row whose download failed
 (`status` is not success) or whose uid is none is counted and left out.  Captions come from `text` or `caption`, or from
-the .txt member.
+the .txt member.  A `NAME.npz` beside the parquet holds embeddings, row by row, as CommonPool's do (stored.py).
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import PoolError
 from pipeline.manifest import hash_json
 from pipeline.schemas import (
+    ARRAYS_SUFFIX,
     CAPTION,
     CAPTION_EXTENSION,
     END,
@@ -36,9 +38,7 @@ from pipeline.schemas import (
     PARQUET_SUFFIX,
     REASON_BAD_UID,
     REASON_DUPLICATE_KEY,
-    REASON_MISSING_IMAGE,
     REASON_NOT_DOWNLOADED,
-    REASON_TRUNCATED_TAR,
     ROW,
     START,
     STATUS,
@@ -48,16 +48,13 @@ from pipeline.schemas import (
     UID,
     URL,
 )
-from pipeline.storage import expand, fingerprint, fingerprint_all, list_folder, name_of, open_file, read_ranges
-from pipeline.tars import BrokenTar, TarRow, read_rows, unpack_row
+from pipeline.storage import expand, fingerprint, fingerprint_all, list_folder, name_of, open_file
+from pipeline.tars import BrokenTar, TarRow, read_rows
 from pipeline.uid import derive_uid
 
 UID_PATTERN = r"^[0-9a-f]{32}$"
 UID_BYTES = 16
 MAX_SIDE_PX = 2**31 - 1
-BATCH_ROWS = 256
-BATCH_BYTES = 64 << 20
-"""A batch with images is handed on when it holds this many rows or image bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +65,8 @@ class Part:
     """File name without suffix; where parts come from several folders it starts with the folder's number."""
     tar: str | None
     table: str | None
+    arrays: str | None = None
+    """An npz whose arrays have one row for each row that the parquet lists, in its order."""
 
     def fingerprints(self) -> list[dict[str, Any]]:
         """Return what tells this version of the part's files from another."""
@@ -79,13 +78,15 @@ class PartRows:
     """The rows of a part, without images."""
 
     table: pa.Table
-    """Always has ROW, UID, KEY, TEXT; any other column the pool's parquet has."""
+    """Always has ROW, UID and KEY; TEXT and any other column the pool's parquet has, or those asked for."""
     num_listed: int
     """Rows the part lists, failed downloads included."""
     lost: pa.Table
     """Listed rows that are not in `table`, as LOST_SCHEMA."""
     broken: str | None
     """Why the tar of a part without a parquet ended early, else None; how many rows that cost cannot be known."""
+    listed: np.ndarray | None = None
+    """int64 (rows,): where each row of `table` stands among the rows that the parquet lists; None without a parquet."""
 
     @property
     def failed(self) -> dict[str, int]:
@@ -99,7 +100,7 @@ LOST_SCHEMA = pa.schema([(name, pa.string()) for name in (UID, KEY, FAILURE_REAS
 def list_parts(pool: str) -> list[Part]:
     """Return the parts that a folder, glob, brace range or `a::b` list names, in order.
 
-    Raises PoolError when there is none; stats, npz, hidden and other files are passed over.
+    Raises PoolError when there is none; stats, hidden and other files are passed over.
     """
     urls = [url for url in expand(pool) if url.endswith((TAR_SUFFIX, PARQUET_SUFFIX))]
     stems = dict.fromkeys(url[: -len(_suffix(url))] for url in urls if not name_of(url).startswith("."))
@@ -110,9 +111,10 @@ def list_parts(pool: str) -> list[Part]:
     parts = []
     for stem in stems:
         name, folder = name_of(stem), _folder_of(stem)
-        tar, table = (stem + s if name + s in present[folder] else None for s in (TAR_SUFFIX, PARQUET_SUFFIX))
+        suffixes = (TAR_SUFFIX, PARQUET_SUFFIX, ARRAYS_SUFFIX)
+        tar, table, arrays = (stem + s if name + s in present[folder] else None for s in suffixes)
         prefix = f"{folders.index(folder)}-" if len(folders) > 1 else ""
-        parts.append(Part(prefix + name, tar, table))
+        parts.append(Part(prefix + name, tar, table, arrays if table else None))
     return parts
 
 
@@ -132,7 +134,7 @@ def pool_identity(parts: Sequence[Part]) -> str:
 
 
 def list_columns(part: Part) -> list[str]:
-    """Return the columns a batch of this part will have, IMAGE included when there is a tar.  Raises PoolError."""
+    """Return the columns of a part's batches: no npz arrays, IMAGE when there is a tar.  Raises PoolError."""
     if part.table is None:
         return [ROW, UID, KEY, TEXT, URL, ORIGINAL_WIDTH, ORIGINAL_HEIGHT, IMAGE]
     with _open_parquet(part.table) as parquet:
@@ -164,30 +166,40 @@ def _open_parquet(url: str) -> Iterator[pq.ParquetFile]:
         raise PoolError(f"{url} cannot be read as parquet: {error}") from None
 
 
-def read_part(part: Part) -> PartRows:
-    """Return the rows of a part without images, in the pool's order.
+def read_part(part: Part, columns: Collection[str] | None = None) -> PartRows:
+    """Return the rows of a part without images, in the pool's order; of its parquet only `columns`, where given.
 
     Raises PoolError when the parquet cannot be read, has no caption column, or neither `uid` nor `url` names its rows.
     """
-    return _read_from_tar(part.tar) if part.table is None and part.tar else _read_from_table(part)
+    return _read_from_tar(part.tar) if part.table is None and part.tar else _read_from_table(part, columns)
 
 
-def _read_from_table(part: Part) -> PartRows:
+def _read_from_table(part: Part, columns: Collection[str] | None) -> PartRows:
     assert part.table
     with _open_parquet(part.table) as parquet:
-        table = _drop_reserved(parquet.read())
+        names = parquet.schema_arrow.names
+        table = _drop_reserved(parquet.read(None if columns is None else _choose_columns(names, columns)))
         num_listed = table.num_rows
-        table = _normalise(table, part)
+        table = _normalise(table, part, names)
     lost = [LOST_SCHEMA.empty_table()]
+    kept = pa.array(np.ones(num_listed, bool))
     if STATUS in table.column_names:
         downloaded = pc.equal(table[STATUS].cast(pa.string()), STATUS_SUCCESS).fill_null(False)
         lost.append(_describe_lost(table.filter(pc.invert(downloaded)), REASON_NOT_DOWNLOADED, ERROR_MESSAGE))
-        table = table.filter(downloaded)
+        kept = downloaded
     named = pc.match_substring_regex(table[UID], UID_PATTERN).fill_null(False)
-    lost.append(_describe_lost(table.filter(pc.invert(named)), REASON_BAD_UID, UID))
-    table = table.filter(named)
-    table = table.append_column(ROW, pa.array(range(table.num_rows), pa.int32()))
-    return PartRows(table, num_listed, pa.concat_tables(lost), None)
+    lost.append(_describe_lost(table.filter(pc.and_(kept, pc.invert(named))), REASON_BAD_UID, UID))
+    kept = pc.and_(kept, named)
+    table, listed = table.filter(kept), np.flatnonzero(kept.to_numpy(zero_copy_only=False))
+    table = table.append_column(ROW, pa.array(np.arange(len(listed), dtype=np.int32)))
+    return PartRows(table, num_listed, pa.concat_tables(lost), None, listed)
+
+
+def _choose_columns(names: Sequence[str], columns: Collection[str]) -> list[str]:
+    """Return the parquet's columns that hold the wanted ones, what names the rows, and what says which were lost."""
+    wanted = {UID, KEY, STATUS, ERROR_MESSAGE, *columns} | (set() if UID in names else {URL, TEXT})
+    wanted |= {CAPTION} if TEXT in wanted and TEXT not in names else set()
+    return [name for name in names if name in wanted]
 
 
 def _describe_lost(table: pa.Table, reason: str, says_why: str) -> pa.Table:
@@ -204,17 +216,19 @@ def _drop_reserved(table: pa.Table) -> pa.Table:
     return table.select([table.column_names.index(name) for name in first])
 
 
-def _normalise(table: pa.Table, part: Part) -> pa.Table:
-    """Return the table with UID, KEY and TEXT columns of type string; uids in lower case without dashes.
+def _normalise(table: pa.Table, part: Part, listed: Sequence[str]) -> pa.Table:
+    """Return the table with UID, KEY and, if read, TEXT of type string; uids in lower case without dashes.
 
+    `listed` are all columns of the parquet.
     Raises PoolError when captions or names for the rows are absent or of a type that cannot be text.
     """
     names, url = table.column_names, part.table
-    if TEXT not in names and CAPTION not in names:
-        raise PoolError(f"{url} has neither a {TEXT!r} nor a {CAPTION!r} column (it has {names}).")
+    if TEXT not in listed and CAPTION not in listed:
+        raise PoolError(f"{url} has neither a {TEXT!r} nor a {CAPTION!r} column (it has {list(listed)}).")
     if TEXT not in names:
         table = table.rename_columns([TEXT if n == CAPTION else n for n in names])
-    table = _set(table, TEXT, _as_text(table, TEXT, url))
+    if TEXT in table.column_names:
+        table = _set(table, TEXT, _as_text(table, TEXT, url))
     uids = _as_uids(table, url) if UID in names else _derive_uids(table, url)
     table = _set(table, UID, pc.replace_substring(pc.utf8_lower(uids), "-", ""))
     if KEY not in names and part.tar:
@@ -309,80 +323,3 @@ def _clean_size(value: Any) -> int | None:
     """Return a whole number of pixels, or None."""
     is_whole = isinstance(value, int | float) and 0 < value <= MAX_SIDE_PX and value == int(value)
     return int(value) if is_whole else None
-
-
-def read_batches(part: Part, rows: PartRows, *, images: bool) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a part in batches, each row once.
-
-    With `images`, batches have IMAGE, IMAGE_ERROR, START and END and come in the tar's order, rows without an image
-    last; ROW gives each row's place in the pool's order.  Batches are bounded in rows and image bytes.
-    """
-    if not images:
-        yield from rows.table.combine_chunks().to_batches(max_chunksize=BATCH_ROWS * 16)
-        return
-    place = {key: row for row, key in reversed(list(enumerate(rows.table[KEY].to_pylist())))}
-    waiting: list[_Found] = []
-    waiting_bytes, cut = 0, rows.broken is not None
-    try:
-        for tar_row in read_rows(part.tar, repeats=True) if part.tar else ():
-            row = place.pop(clean_text(tar_row.key) or "", None)
-            if row is None:
-                continue
-            image = tar_row.find(IMAGE_EXTENSIONS)
-            waiting.append(_Found(row, image, None if image is not None else REASON_MISSING_IMAGE, *tar_row.span))
-            waiting_bytes += len(image or b"")
-            if len(waiting) >= BATCH_ROWS or waiting_bytes >= BATCH_BYTES:
-                yield _make_batch(rows.table, waiting)
-                waiting, waiting_bytes = [], 0
-    except BrokenTar:
-        cut = True
-    why = REASON_TRUNCATED_TAR if cut else REASON_MISSING_IMAGE
-    waiting += [_Found(row, None, why, None, None) for row in _rows_left(rows.table, place)]
-    for start in range(0, len(waiting), BATCH_ROWS):
-        yield _make_batch(rows.table, waiting[start : start + BATCH_ROWS])
-
-
-def read_chosen(
-    part: Part, rows: PartRows, chosen: Sequence[int], *, spans: Mapping[int, tuple[int, int]], images: bool
-) -> Iterator[pa.RecordBatch]:
-    """Yield what read_batches does for some rows (places, ascending) only, reading their own bytes in the tar.
-
-    `spans` has the bytes [start, end) of the rows that have an image.
-    """
-    if not images:
-        yield from rows.table.take(pa.array(chosen, pa.int32())).combine_chunks().to_batches()
-        return
-    here = [row for row in chosen if row in spans]
-    waiting: list[_Found] = []
-    for row, packed in zip(here, read_ranges(part.tar or "", [spans[row] for row in here]), strict=True):
-        waiting.append(_Found(row, unpack_row(packed, part.tar or "").find(IMAGE_EXTENSIONS), None, *spans[row]))
-    waiting += [_Found(row, None, REASON_MISSING_IMAGE, None, None) for row in chosen if row not in spans]
-    for start in range(0, len(waiting), BATCH_ROWS):
-        yield _make_batch(rows.table, waiting[start : start + BATCH_ROWS])
-
-
-def _rows_left(table: pa.Table, place: dict[str, int]) -> list[int]:
-    """Return the rows the tar did not give: keys still in `place`, and repeats of a key (the first has the image)."""
-    first: dict[str, int] = {}
-    keys = enumerate(table[KEY].to_pylist())
-    return [row for row, key in keys if first.setdefault(key, row) != row or place.get(key) == row]
-
-
-class _Found(NamedTuple):
-    """What the tar has of one row."""
-
-    row: int
-    image: bytes | None
-    error: str | None
-    start: int | None
-    end: int | None
-
-
-def _make_batch(table: pa.Table, waiting: Sequence[_Found]) -> pa.RecordBatch:
-    rows, images, errors, starts, ends = zip(*waiting, strict=True)
-    taken = table.take(pa.array(rows, pa.int32()))
-    taken = taken.append_column(IMAGE, pa.array(images, pa.binary()))
-    taken = taken.append_column(IMAGE_ERROR, pa.array(errors, pa.string()))
-    taken = taken.append_column(START, pa.array(starts, pa.int64()))
-    taken = taken.append_column(END, pa.array(ends, pa.int64()))
-    return taken.combine_chunks().to_batches()[0]

@@ -5,7 +5,7 @@ what fails again stays in quarantine with its new reason.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.batches import read_batches, read_chosen
 from pipeline.contract import Filter, Scored
 from pipeline.errors import StageError
-from pipeline.ledger import Unit
+from pipeline.ledger import FileRecord, Unit
 from pipeline.manifest import Counts
-from pipeline.pool import Part, list_columns, read_batches, read_chosen, read_part
+from pipeline.pool import Part, PartRows, list_columns, read_part
 from pipeline.quarantine import count_failures, make_failures, read_failures, write_failures
 from pipeline.schemas import (
     END,
@@ -31,10 +32,11 @@ from pipeline.schemas import (
     START,
     UID,
 )
-from pipeline.score import digest_inputs
+from pipeline.score import describe_scores, digest_files
 from pipeline.score_files import read_metadata, score_url, unit_identity, write_parquet
 from pipeline.spans import read_spans
 from pipeline.storage import open_file
+from pipeline.stored import add_stored, find_makers, open_stored
 from pipeline.worker import score_batches
 
 
@@ -43,35 +45,44 @@ def retry_part(unit: Unit, *, filters: Sequence[Filter], out: str, reason: str) 
 
     Raises StageError when the part or a filter is not what the scores were made of.
     """
+    makers = find_makers(filters)
+    files = digest_files(unit, filters)
     for filter in filters:
-        _check_same(unit, filter, out)
+        _check_same(
+            unit.part, filter, [*files[filter.name], *describe_scores(out, unit.part, makers[filter.name])], out
+        )
     failed = read_failures(out, unit.part)
     again = failed.filter(pc.equal(failed[FAILURE_REASON], reason))
     mended = 0
     for filter in filters:
         rows = again.filter(pc.equal(again[FAILURE_FILTER], filter.name))[ROW].drop_null().to_pylist()
-        mended += _retry_rows(unit, filter, rows, out) if rows else 0
+        mended += _retry_rows(unit, filter, rows, out, makers) if rows else 0
     counts = {f.name: read_metadata(score_url(out, f.name, unit.part))[SCORE_COUNTS] for f in filters}
     return {"counts": counts, "tried": again.num_rows, "mended": mended}
 
 
-def _check_same(unit: Unit, filter: Filter, out: str) -> None:
-    found = read_metadata(score_url(out, filter.name, unit.part)).get(SCORE_IDENTITY)
-    if found != unit_identity(filter, unit.part, digest_inputs(unit, [filter])[filter.name]):
+def _check_same(part: Part, filter: Filter, records: Sequence[FileRecord], out: str) -> None:
+    found = read_metadata(score_url(out, filter.name, part)).get(SCORE_IDENTITY)
+    if found != unit_identity(filter, part, records):
         raise StageError(
-            f"part {unit.part.name} or filter {filter.name!r} is not what its scores were made of. "
+            f"part {part.name} or filter {filter.name!r} is not what its scores were made of. "
             "Run `winnow score`, which redoes what changed."
         )
 
 
-def _retry_rows(unit: Unit, filter: Filter, rows: Sequence[int], out: str) -> int:
+def _retry_rows(
+    unit: Unit, filter: Filter, rows: Sequence[int], out: str, makers: Mapping[str, Mapping[str, str]]
+) -> int:
     """Score some rows of a part again, put them in their places, and return how many succeed."""
     part, images = unit.part, IMAGE in filter.needs
-    batches = _read_rows(part, sorted(rows), out, images=images)
+    listed = read_part(part, filter.needs)
+    stored, _ = open_stored(part, listed, [filter], out, makers)
+    batches = add_stored(_read_rows(part, listed, sorted(rows), out, images=images), stored)
+    present = [*list_columns(part), *stored]
     failures: list[pa.Table] = []
     places: list[int] = []
     columns: list[Scored] = []
-    for batch, (scored,) in score_batches(batches, [filter], columns=list_columns(part), part=part.name):
+    for batch, (scored,) in score_batches(batches, [filter], columns=present, part=part.name):
         failures.append(make_failures(filter, part, batch, scored))
         places += batch.column(ROW).to_pylist()
         columns.append(scored)
@@ -85,15 +96,15 @@ def _retry_rows(unit: Unit, filter: Filter, rows: Sequence[int], out: str) -> in
     return len(rows) - num_failed
 
 
-def _read_rows(part: Part, rows: list[int], out: str, *, images: bool) -> Iterator[pa.RecordBatch]:
+def _read_rows(part: Part, listed: PartRows, rows: list[int], out: str, *, images: bool) -> Iterator[pa.RecordBatch]:
     """Yield the batches of some rows: by their spans, or where they have none by reading the tar as scoring does."""
     spans = read_spans(out, part) if images else None
     where = {line[ROW]: (line[START], line[END]) for line in spans.to_pylist()} if spans else {}
     if not images or all(row in where for row in rows):
-        yield from read_chosen(part, read_part(part), rows, spans=where, images=images)
+        yield from read_chosen(part, listed, rows, spans=where, images=images)
         return
     wanted = pa.array(rows, pa.int32())
-    for batch in read_batches(part, read_part(part), images=True):
+    for batch in read_batches(part, listed, images=True):
         if (chosen := batch.filter(pc.is_in(batch.column(ROW), value_set=wanted))).num_rows:
             yield chosen
 

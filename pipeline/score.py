@@ -7,18 +7,20 @@ counted by reason.
 """
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.batches import read_batches
 from pipeline.contract import Filter, Scored
 from pipeline.errors import PoolError
 from pipeline.ledger import FileRecord, Unit, digest_file, list_inputs
-from pipeline.manifest import Counts
-from pipeline.pool import Part, PartRows, list_columns, read_batches, read_part
+from pipeline.manifest import Counts, hash_json
+from pipeline.pool import Part, PartRows, list_columns, read_part
 from pipeline.quarantine import count_failures, make_failures, make_pool_failures, merge_failures, read_failures
 from pipeline.schemas import (
     END,
@@ -36,6 +38,7 @@ from pipeline.schemas import (
 )
 from pipeline.score_files import read_metadata, say_why, score_url, unit_identity, write_scores
 from pipeline.spans import version_of, write_spans
+from pipeline.stored import add_stored, find_array_readers, find_makers, open_stored, order_levels
 from pipeline.worker import score_batches
 
 OUT_OF_MEANS = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE})
@@ -52,6 +55,12 @@ class PartScores:
     """Of the part, before it was read."""
     spans: list[pa.RecordBatch]
     """ROW, START, END, IMAGE_ERROR; empty when no image was read."""
+    broken: str | None
+    """Why the part, or what lies beside it, could not be read to the end."""
+
+
+class _BrokenPart(Exception):
+    """A part that cannot be read."""
 
 
 def score_part(unit: Unit, *, filters: Sequence[Filter], out: str) -> dict[str, Any]:
@@ -62,34 +71,61 @@ def score_part(unit: Unit, *, filters: Sequence[Filter], out: str) -> dict[str, 
     other parts go on; a part that lacks what one filter reads has nulls in that filter's scores.
     Raises StageError or OSError when scores cannot be written: that is no fault of the part.
     """
-    part, quarantine = unit.part, read_failures(out, unit.part)
-    found = {f.name: read_metadata(score_url(out, f.name, part)) for f in filters}
     try:
-        records = digest_inputs(unit, filters)
-        done = {f.name for f in filters if _is_done(f, part, found[f.name], records[f.name], quarantine)}
-        todo = [f for f in filters if f.name not in done]
-        pool = found[next(iter(done))][SCORE_POOL] if done and not todo else None
-        if pool is None:
-            rows = read_part(part)
-            pool = {"counts": asdict(Counts(read=rows.num_listed, kept=rows.table.num_rows, failed=rows.failed))}
-            pool["broken"] = rows.broken
-        scores = score_rows(part, rows, todo) if todo else None
-    except (PoolError, OSError, pa.ArrowException) as error:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) in OUT_OF_MEANS:
-            raise  # this machine's lack, not the part's
-        message = f"{REASON_BROKEN_PART}: {error}"
-        return {"counts": {}, "broken": message, "inputs": [], "scored": {}, "reused": []}
-    counts = {name: found[name][SCORE_COUNTS] for name in done}
-    if scores:
-        counts |= write_part_scores(out, part, todo, scores, pool, records)
-    inputs = {record["name"]: record for of_filter in records.values() for record in of_filter}
+        return _score_levels(unit, filters, out)
+    except _BrokenPart as broken:
+        return {"counts": {}, "broken": str(broken), "inputs": [], "scored": {}, "reused": []}
+
+
+def _score_levels(unit: Unit, filters: Sequence[Filter], out: str) -> dict[str, Any]:
+    """Return what score_part does: first the filters that need the pool alone, then those that need their scores."""
+    part, makers = unit.part, find_makers(filters)
+    rows: PartRows | None = None
+    pool: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
+    why: dict[str, list[str]] = {}
+    with _blaming_the_part():
+        files = digest_files(unit, filters)
+    for level in order_levels(filters):
+        with _blaming_the_part():
+            found = {f.name: read_metadata(score_url(out, f.name, part)) for f in level}
+            records = {f.name: [*files[f.name], *describe_scores(out, part, makers[f.name])] for f in level}
+            quarantine = read_failures(out, part)
+            todo = [f for f in level if not _is_done(f, part, found[f.name], records[f.name], quarantine)]
+            if todo:
+                rows = rows or read_part(part, {column for f in filters for column in f.needs})
+                scores = score_rows(part, rows, todo, stored_in=out, makers=makers)
+                pool = _describe_pool(rows, scores)
+        done = [f.name for f in level if f not in todo]
+        counts |= {name: found[name][SCORE_COUNTS] for name in done}
+        pool = pool or (found[done[0]][SCORE_POOL] if done else {})
+        if todo:
+            counts |= write_part_scores(out, part, todo, scores, pool, records)
+            why |= {f.name: say_why(found[f.name], f, records[f.name]) for f in todo}
+    inputs = {record["name"]: record for of_filter in files.values() for record in of_filter}
     return {
         "counts": {POOL: pool["counts"], **counts},
         "broken": pool["broken"],
         "inputs": list(inputs.values()),
-        "scored": {f.name: say_why(found[f.name], f, records[f.name]) for f in todo},
-        "reused": sorted(done),
+        "scored": why,
+        "reused": sorted(counts.keys() - why.keys()),
     }
+
+
+@contextmanager
+def _blaming_the_part() -> Iterator[None]:
+    """Turn what reading a part raises into a _BrokenPart, but for a lack of this machine."""
+    try:
+        yield
+    except (PoolError, OSError, pa.ArrowException) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in OUT_OF_MEANS:
+            raise
+        raise _BrokenPart(f"{REASON_BROKEN_PART}: {error}") from None
+
+
+def _describe_pool(rows: PartRows, scores: PartScores) -> dict[str, Any]:
+    counts = Counts(read=rows.num_listed, kept=rows.table.num_rows, failed=rows.failed)
+    return {"counts": asdict(counts), "broken": scores.broken}
 
 
 def _is_done(
@@ -102,29 +138,52 @@ def _is_done(
     return bool(asdict(counts) == found[SCORE_COUNTS])
 
 
-def digest_inputs(unit: Unit, filters: Sequence[Filter]) -> dict[str, list[FileRecord]]:
-    """Return per filter the records of the files it reads; each file is hashed at most once."""
-    read = {f.name: list_inputs(unit.part, images=IMAGE in f.needs) for f in filters}
+def digest_files(unit: Unit, filters: Sequence[Filter]) -> dict[str, list[FileRecord]]:
+    """Return per filter the records of the pool's files that it reads; each file is hashed at most once."""
+    readers, part = find_array_readers(filters), unit.part
+    read = {f.name: list_inputs(part, images=IMAGE in f.needs, arrays=f.name in readers) for f in filters}
     records = {
         url: digest_file(url, unit.known) for url in dict.fromkeys(url for urls in read.values() for url in urls)
     }
     return {name: [records[url] for url in urls] for name, urls in read.items()}
 
 
-def score_rows(part: Part, rows: PartRows, filters: Sequence[Filter]) -> PartScores:
-    """Return what the filters say about every row of a part; nothing is written.  Raises PoolError, OSError."""
+def describe_scores(out: str, part: Part, makers: Mapping[str, str]) -> list[FileRecord]:
+    """Return one record per filter whose scores another filter reads: its identity there, and which rows it failed."""
+    records: list[FileRecord] = []
+    for name in sorted(set(makers.values())):
+        made = read_metadata(score_url(out, name, part))
+        digest = hash_json([made.get(SCORE_IDENTITY), made.get(SCORE_COUNTS)])
+        records.append({"name": f"{part.name}.{name}", "size": 0, "digest": digest})
+    return records
+
+
+def score_rows(
+    part: Part,
+    rows: PartRows,
+    filters: Sequence[Filter],
+    *,
+    stored_in: str = "",
+    makers: Mapping[str, Mapping[str, str]] | None = None,
+) -> PartScores:
+    """Return what the filters say about every row of a part; nothing is written.  Raises PoolError, OSError.
+
+    `makers` are those of find_makers, whose scores stand in the folder `stored_in`.
+    """
     images = any(IMAGE in f.needs for f in filters)
     tables: dict[str, list[pa.Table]] = {f.name: [] for f in filters}
     failures = [make_pool_failures(part, rows)]
     spans: list[pa.RecordBatch] = []
     version = version_of(part)
-    batches, columns = read_batches(part, rows, images=images), list_columns(part)
+    stored, broken = open_stored(part, rows, filters, stored_in, makers or {})
+    batches = add_stored(read_batches(part, rows, images=images), stored)
+    columns = [*list_columns(part), *stored]
     for batch, scored in score_batches(batches, filters, columns=columns, part=part.name):
         spans += [batch.select([ROW, START, END, IMAGE_ERROR])] if images else []
         for filter, of_filter in zip(filters, scored, strict=True):
             tables[filter.name].append(_score_table(filter, batch, of_filter))
             failures.append(make_failures(filter, part, batch, of_filter))
-    return PartScores(tables, pa.concat_tables(failures), version, spans)
+    return PartScores(tables, pa.concat_tables(failures), version, spans, rows.broken or broken)
 
 
 def write_part_scores(

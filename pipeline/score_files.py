@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -88,7 +89,7 @@ def write_scores(
     counts.check(f"scores of {filter.name} for part {part.name}")
     schema = pa.schema([(ROW, pa.int32()), (UID, pa.string()), *filter.makes])
     table = pa.concat_tables([schema.empty_table(), *tables]).sort_by(ROW)
-    if table[ROW].to_pylist() != list(range(pool["counts"]["kept"])):
+    if not np.array_equal(table[ROW].to_numpy(), np.arange(pool["counts"]["kept"])):
         raise StageError(f"{filter.name}, part {part.name}: rows were lost or repeated. This is a bug in winnow.")
     table = table.drop_columns([ROW])
     metadata = {

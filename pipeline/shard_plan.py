@@ -101,7 +101,7 @@ def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = Non
 def _find_spans(part: Part, keys: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Return the start and end byte (rows,) of each row with an image, -1 for others, and why the tar ended early.
 
-    Of several rows with one key the first has the image, as in pipeline.pool.read_batches.
+    Of several rows with one key the first has the image, as in pipeline.batches.read_batches.
     """
     starts, ends = np.full(len(keys), -1, np.int64), np.full(len(keys), -1, np.int64)
     place = {key: row for row, key in reversed(list(enumerate(keys.to_pylist())))}

@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 import torch
 
 from filters import build_filter
+from pipeline.batches import read_batches
 from pipeline.clip_model import open_model
 from pipeline.devices import CPU, Seat, take_seat
 from pipeline.images import open_image
 from pipeline.ledger import Unit
-from pipeline.pool import Part, list_parts, read_batches, read_part
+from pipeline.pool import Part, list_parts, read_part
 from pipeline.scenes import write_demo_clean
 from pipeline.schemas import IMAGE, KEY, PARQUET_SUFFIX, TEXT
 from pipeline.score import score_part

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from toy import render, toy_row, write_part
 
+from pipeline.batches import read_batches
 from pipeline.images import decode_image
 from pipeline.intake.url_tables import keep_if_whole
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.pool import list_parts, read_batches, read_part
+from pipeline.pool import list_parts, read_part
 from pipeline.tars import read_rows
 
 ROOT = Path(__file__).parent.parent.parent

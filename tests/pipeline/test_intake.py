@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from toy import render, tar_row, toy_row
 
+from pipeline.batches import read_batches
 from pipeline.errors import ConfigError, PoolError
 from pipeline.intake.image_folder import Captions, import_images
 from pipeline.intake.own_tars import import_tars
-from pipeline.pool import Part, list_parts, read_batches, read_part
+from pipeline.pool import Part, list_parts, read_part
 from pipeline.tars import TarRow, make_member, write_rows
 from pipeline.uid import derive_uid
 

@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from toy import render, tar_row, toy_row, write_part
 
+from pipeline.batches import read_batches
 from pipeline.errors import PoolError
-from pipeline.pool import Part, list_columns, list_parts, pool_identity, read_batches, read_part
+from pipeline.pool import Part, list_columns, list_parts, pool_identity, read_part
 from pipeline.schemas import IMAGE, IMAGE_ERROR, KEY, ROW, TEXT, UID
 from pipeline.tars import TarRow, make_member, write_rows
 

@@ -1,0 +1,127 @@
+"""Columns of a part that lie beside its rows: arrays of its npz, and what earlier filters scored.
+
+A filter that needs `l14_img` or `clip_l14_img` gets it in its batches like any column of the pool's parquet, and need
+not know where it comes from.  Vectors are lists of floats; a row that has none is null.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.batches import read_batches
+from pipeline.contract import Filter
+from pipeline.errors import PoolError
+from pipeline.npz import NpzArray, list_arrays, read_array_rows
+from pipeline.pool import Part, PartRows, list_columns, read_part
+from pipeline.schemas import PARQUET_SUFFIX, ROW, UID
+from pipeline.storage import join, open_file
+
+Take = Callable[[np.ndarray], pa.Array]
+"""Places of rows within the part's rows, int64 -> the column's values there."""
+
+
+def find_makers(filters: Sequence[Filter]) -> dict[str, dict[str, str]]:
+    """Return filter -> {column it needs: the filter before it in the recipe that makes it}."""
+    owners: dict[str, str] = {}
+    makers = {}
+    for filter in filters:
+        makers[filter.name] = {column: owners[column] for column in filter.needs if column in owners}
+        owners |= {column: filter.name for column, _ in filter.makes}
+    return makers
+
+
+def order_levels(filters: Sequence[Filter]) -> list[list[Filter]]:
+    """Return the filters in groups, each of which needs only what the groups before it make."""
+    depths: dict[str, int] = {}
+    for name, makers in find_makers(filters).items():
+        depths[name] = 1 + max((depths[maker] for maker in makers.values()), default=-1)
+    return [[f for f in filters if depths[f.name] == depth] for depth in range(max(depths.values(), default=-1) + 1)]
+
+
+def find_array_readers(filters: Sequence[Filter]) -> set[str]:
+    """Return the names of filters that read vectors which no filter before them makes: those may be in an npz."""
+    makers = find_makers(filters)
+    return {f.name for f in filters if set(f.vectors) - makers[f.name].keys()}
+
+
+def open_stored(
+    part: Part, rows: PartRows, filters: Sequence[Filter], folder: str, makers: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[str, Take], str | None]:
+    """Return a Take for each column that the filters need and the part's rows lack, and why its npz cannot be read.
+
+    `makers` are those of find_makers; what they scored is in FOLDER/<filter>.
+    """
+    found: dict[str, Take] = {}
+    needed = {column: maker for f in filters for column, maker in makers.get(f.name, {}).items()}
+    for maker in set(needed.values()):
+        found |= open_scores(join(folder, maker), part, [c for c, m in needed.items() if m == maker])
+    vectors = {column for f in filters for column in f.vectors} - needed.keys() - set(rows.table.column_names)
+    if not vectors or part.arrays is None:
+        return found, None
+    try:
+        arrays = open_arrays(part, rows)
+    except PoolError as error:
+        return found, str(error)
+    return found | {name: take for name, take in arrays.items() if name in vectors}, None
+
+
+def open_arrays(part: Part, rows: PartRows) -> dict[str, Take]:
+    """Return a Take per array of the part's npz.  Raises PoolError when it cannot be read or has other rows."""
+    return {name: _take_from_array(array, rows) for name, array in list_arrays(part.arrays or "").items()}
+
+
+def _take_from_array(array: NpzArray, rows: PartRows) -> Take:
+    if array.num_rows != rows.num_listed or rows.listed is None:
+        raise PoolError(f"{array.url}: {array.name} has {array.num_rows:,} rows, its parquet {rows.num_listed:,}.")
+    listed = rows.listed
+
+    def take(places: np.ndarray) -> pa.Array:
+        order = np.argsort(places, kind="stable")
+        found = np.empty((len(places), array.dim), array.dtype.newbyteorder("="))
+        found[order] = read_array_rows(array, listed[places[order]])
+        return pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1)), array.dim)
+
+    return take
+
+
+def open_scores(folder: str, part: Part, columns: Sequence[str]) -> dict[str, Take]:
+    """Return a Take per column of a part's scores FOLDER/<part>.parquet, which are held in memory."""
+    with open_file(join(folder, part.name + PARQUET_SUFFIX)) as file:
+        table = pq.read_table(file, columns=list(columns)).combine_chunks()
+    return {name: _take_from_column(table[name]) for name in columns}
+
+
+def _take_from_column(values: pa.ChunkedArray) -> Take:
+    def take(places: np.ndarray) -> pa.Array:
+        taken = values.take(pa.array(places))
+        return taken.chunk(0) if taken.num_chunks == 1 else pa.concat_arrays(taken.chunks)
+
+    return take
+
+
+def add_stored(batches: Iterator[pa.RecordBatch], stored: Mapping[str, Take]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches with the stored columns, in place of the pool's own of the same name."""
+    for batch in batches:
+        places = batch.column(ROW).to_numpy().astype(np.int64)
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        columns |= {name: take(places) for name, take in stored.items()}
+        yield pa.RecordBatch.from_pydict(columns)
+
+
+def read_stored(part: Part, column: str, folder: str | None) -> Iterator[pa.RecordBatch]:
+    """Yield UID and one column of a part in pool order: from the scores in FOLDER, the pool's parquet or its npz.
+
+    Raises PoolError when the part has no such column.
+    """
+    rows = read_part(part, [column])
+    stored: dict[str, Take] = {}
+    if folder:
+        stored = open_scores(folder, part, [column])
+    elif column not in list_columns(part):
+        stored = {name: take for name, take in open_arrays(part, rows).items() if name == column} if part.arrays else {}
+        if not stored:
+            raise PoolError(f"part {part.name} has no column {column!r}, in its parquet, its npz or its scores.")
+    for batch in add_stored(read_batches(part, rows, images=False), stored):
+        yield batch.select([UID, column])

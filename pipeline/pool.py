@@ -235,8 +235,8 @@ def _normalise(table: pa.Table, part: Part, listed: Sequence[str]) -> pa.Table:
         raise PoolError(f"{url} has no {KEY!r} column, so its rows cannot be told apart in {part.tar}.")
     if KEY in names and pa.types.is_integer(table.schema.field(KEY).type):
         raise PoolError(f"{url}: column {KEY!r} holds numbers, and a tar's keys are text such as 000000012.")
-    numbers = pa.array([f"{i:09d}" for i in range(table.num_rows)], pa.string())
-    return _set(table, KEY, _as_text(table, KEY, url) if KEY in names else numbers)
+    numbers = pa.array(np.arange(table.num_rows)).cast(pa.string())
+    return _set(table, KEY, _as_text(table, KEY, url) if KEY in names else pc.utf8_lpad(numbers, 9, "0"))
 
 
 def _as_text(table: pa.Table, name: str, url: str | None) -> Any:

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from jobs.stages import Start
-from pipeline.config import as_mapping
 from pipeline.errors import ConfigError, StageError, check_name
 from pipeline.join import ForeignTable, join_tables, open_tables
 from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, find_done, hash_json, read_manifest, write_manifest
 from pipeline.schemas import POOL
-from pipeline.select import Step, Top, check_steps, find_columns
+from pipeline.select import Step, Top, as_config, check_steps, find_columns
 from pipeline.select_steps import Source, find_cut, select_rows
 from pipeline.select_table import PartGroup, Passing, ScoreTable, Spread, sum_in_threads
 from pipeline.spark import sum_each
@@ -39,7 +38,8 @@ def run_select(
 ) -> Manifest:
     """Write OUT/<name>.npy with the uids that pass the steps, and OUT/<name>.json as its manifest.
 
-    No step keeps every scored row; rows that share a uid are one entry, and the shards stage finds them all.  `tables`
+    No step keeps every scored row; rows that share a uid are one entry, with the most copies that one of them has, and
+    the shards stage finds them all.  `tables`
     are parquet files with a uid column, whose other columns join the scores: null for a row they lack.  `fresh` selects
     again what is already there.
     Raises StageError without scores or when another driver works on OUT, ConfigError for an unknown column, PoolError
@@ -47,7 +47,7 @@ def run_select(
     """
     scored, foreign = _require_scores(scores), open_tables(tables)
     parents = {"scores": _version_of(scored)} | {table.name: table.identity for table in foreign}
-    wanted = Manifest(stage="select", config=as_mapping({"steps": steps}), parents=parents)
+    wanted = Manifest(stage="select", config={"steps": as_config(steps)}, parents=parents)
     url, manifest_name, scratch = join(out, name + SUBSET_SUFFIX), f"{name}.json", join(out, f".tmp-select-{name}")
 
     def is_whole(done: Manifest) -> bool:
@@ -66,10 +66,11 @@ def run_select(
         try:
             source = _open_source(start, scores, scored, foreign, steps, scratch)
             kept = select_rows(source, steps, scratch)
-            num_uids, sha256 = merge_runs(kept.runs, url)
+            merged = merge_runs(kept.runs, url)
         finally:
             remove(scratch)
-        facts = {"rows": kept.rows, "uids": num_uids, "sha256": sha256, "thresholds": kept.thresholds}
+        facts = {"rows": kept.rows, "uids": merged.num_uids, "copies": merged.num_copies, "sha256": merged.sha256}
+        facts |= {"thresholds": kept.thresholds}
         manifest = replace(wanted, counts=kept.counts, facts=facts)
         check_lock()
         write_manifest(out, manifest, name=manifest_name)
@@ -135,7 +136,7 @@ def calibrate(scores: str, by: str, *, fraction: float | None, count: int | None
     owner, num_pool = scored.facts["columns"][by], scored.counts[POOL].read
     table = ScoreTable({owner: join(scores, owner)}, {by: owner})
     source = Source(table, table.measure(scored.facts["parts"]), types, num_pool, _no_session)
-    found, _ = find_cut(source, Passing(), top)
+    found, _ = find_cut(source, Passing(), top, source.num_rows)
     wanted = top.count_wanted(num_pool=num_pool, num_input=num_pool)
     if found is None or found.num_above + found.num_taken < wanted:
         raise ConfigError(

@@ -58,11 +58,15 @@ def _explain(cls: type, error: Any, where: str) -> str:
 def _find_fields(cls: Any, path: Sequence[Any]) -> list[str]:
     """Return the field names of the config class that a path of fields, keys and positions leads to."""
     for name in path:
-        if dataclasses.is_dataclass(cls) and isinstance(name, str):
-            cls = get_type_hints(cls).get(name)
-        while get_args(cls):  # dict[str, X], list[X], X | None -> X
-            cls = next((a for a in reversed(get_args(cls)) if dataclasses.is_dataclass(a) or get_args(a)), None)
+        cls = get_type_hints(cls).get(name) if dataclasses.is_dataclass(cls) else _find_inner(cls)
+        if type(None) in get_args(cls):  # X | None
+            cls = _find_inner(cls)
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _find_inner(cls: Any) -> Any:
+    """Return X of dict[str, X], list[X] or X | None."""
+    return next((a for a in reversed(get_args(cls)) if dataclasses.is_dataclass(a) or get_args(a)), None)
 
 
 def as_mapping(value: Any) -> Any:

@@ -1,28 +1,27 @@
-"""A recipe's steps, what may be asked of them, and exact global thresholds: a radix search over the bits of a score.
+"""The algebra of selection: what a recipe's steps may say, and what may be asked of them.  docs/SELECT.md shows each.
 
-Steps run in order and each narrows the one before.  `where` is a Spark SQL boolean over score columns.  `top` keeps the
-rows with the largest scores, and its threshold is exact: two counting passes of 65,536 counts find the n-th largest
-float32 (four for other types), and up to eight more the last uid among equal scores; no column is ever held.  Null and
-NaN never pass, and are counted.  Who runs the passes over stored scores: select_steps.py.
+Steps run in order, each on the rows that the one before kept.  Some decide by a score (`where`, `at_least`, `top`), one
+by chance (`sample`); others run branches of steps and combine what these keep (`union`, `intersect`, `minus`, `add`,
+`cascade`).  A kept row has a number of copies, 1 unless `repeat` or `add` says more.  Null and NaN never pass, and are
+counted.  Who runs the steps over stored scores: select_steps.py.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal
 
-import numpy as np
-
-from pipeline.config import config
+from pipeline.config import as_mapping, config
 from pipeline.errors import ConfigError, check_name
-from pipeline.uid import UID_BITS
 
-RADIX_BITS = 16
 NO_SCORE = "no_score"
 """Account of rows whose score is null or NaN where a step needs one."""
 TEXT_TYPES = ("string", "large_string")
-SINGLE_TYPES = ("float", "halffloat")
-"""Arrow's names for floats that float32 holds."""
+MAX_COPIES = 65_535
+"""Most copies of a row; uint16 holds them."""
+FIRST_FIELDS = frozenset({"where", "top"})
+"""Fields of a step that manifests have said from the beginning; the others stand there when they are set."""
 
 
 @config
@@ -39,15 +38,13 @@ class Top:
     """What `fraction` is a share of: all rows of the pool, or the rows that reached this step and have a score."""
     ties: Literal["exact", "datacomp"] = "exact"
     """exact: precisely n rows, equal scores by ascending uid.  datacomp: all rows >= the value at index n of the
-    descending sort, so n+1 rows or more (DataComp baselines/apply_filter.py, get_threshold)."""
+    descending sort, so n+1 rows or more; none when a null or NaN stands there, for these sort last (DataComp
+    baselines/apply_filter.py, get_threshold)."""
+    lowest: bool = False
+    """Keep the smallest values instead."""
 
     def __post_init__(self) -> None:
-        if (self.fraction is None) == (self.count is None):
-            raise ConfigError(f"top by {self.by!r}: give either fraction or count.")
-        if self.fraction is not None and not 0 <= self.fraction <= 1:
-            raise ConfigError(f"top by {self.by!r}: fraction {self.fraction} is not in [0, 1].")
-        if self.count is not None and self.count < 0:
-            raise ConfigError(f"top by {self.by!r}: count {self.count} is negative.")
+        _check_amount(f"top by {self.by!r}", self.fraction, self.count)
 
     def count_wanted(self, *, num_pool: int, num_input: int) -> int:
         """Return how many rows to keep; 0.29 of 100 is 29, whatever 0.29 * 100 is in binary.
@@ -61,139 +58,208 @@ class Top:
 
 
 @config
+class AtLeast:
+    """Keep the rows whose score is `value` or more."""
+
+    by: str
+    """Score column."""
+    value: float
+    """Threshold, rounded to the column's own type first, as numpy and so DataComp compare; Spark SQL compares a float
+    column with a decimal number in double precision instead."""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.value):
+            raise ConfigError(f"at_least by {self.by!r}: value NaN lets no row pass. Give a number.")
+
+
+@config
+class Sample:
+    """Keep rows by chance: those whose seeded hash of the uid is smallest, so precisely n, whatever the order."""
+
+    fraction: float | None = None
+    """Share of rows to keep, in [0, 1]; of what, `of` says.  Give this or `count`."""
+    count: int | None = None
+    """Number of rows to keep."""
+    of: Literal["pool", "input"] = "pool"
+    """What `fraction` is a share of: all rows of the pool, or the rows that reached this step."""
+    seed: int = 0
+    """Another seed draws other rows; with the same one a smaller sample is part of a larger one."""
+
+    def __post_init__(self) -> None:
+        _check_amount("sample", self.fraction, self.count)
+
+    def count_wanted(self, *, num_pool: int, num_input: int) -> int:
+        """Return how many rows to keep."""
+        if self.count is not None:
+            return self.count
+        return int(round((num_pool if self.of == "pool" else num_input) * (self.fraction or 0), 6))
+
+
+def _check_amount(what: str, fraction: float | None, count: int | None) -> None:
+    if (fraction is None) == (count is None):
+        raise ConfigError(f"{what}: give either fraction or count.")
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise ConfigError(f"{what}: fraction {fraction} is not in [0, 1].")
+    if count is not None and count < 0:
+        raise ConfigError(f"{what}: count {count} is negative.")
+
+
+@config
 class Step:
-    """One rule of a subset; exactly one of `where` and `top`."""
+    """One rule of a subset: a name and exactly one of the other fields.
+
+    A branch is a list of steps that starts from the rows which reached this step; an empty branch keeps them all.
+    """
 
     name: str
-    """What the report calls it."""
+    """What the report calls it; within a branch, after the path of the branch (`walk`)."""
     where: str | None = None
     """Spark SQL boolean over score columns, e.g. "caption_words > 2 AND caption_language = 'en'"."""
     top: Top | None = None
+    at_least: AtLeast | None = None
+    sample: Sample | None = None
+    union: "list[list[Step]] | None" = None
+    """Keep what any branch keeps, with the most copies that a branch gives it."""
+    intersect: "list[list[Step]] | None" = None
+    """Keep what every branch keeps, with the fewest copies that a branch gives it."""
+    minus: "list[Step] | None" = None
+    """Keep what these steps do not keep."""
+    add: "list[list[Step]] | None" = None
+    """Keep what any branch keeps, with the sum of the copies that the branches give it."""
+    cascade: "list[Step] | None" = None
+    """Steps in order, accounted as one and each."""
+    use: str | None = None
+    """The steps of another subset of the recipe, as a cascade."""
+    repeat: int | None = None
+    """Keep every row with so many times the copies it had."""
 
     def __post_init__(self) -> None:
-        if (self.where is None) == (self.top is None):
-            raise ConfigError(f"select step {self.name!r}: give either where or top.")
+        operators = [f.name for f in fields(self) if f.name != "name"]
+        given = [name for name in operators if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"not {' and '.join(given)}" if given else "it has none"
+            raise ConfigError(f"select step {self.name!r}: give one of {', '.join(operators)}; {found}.")
+        if given[0] in ("union", "intersect", "add") and not self.branches:
+            raise ConfigError(f"select step {self.name!r}: {given[0]} needs a list of branches, each a list of steps.")
+        if self.repeat is not None and self.repeat < 1:
+            raise ConfigError(f"select step {self.name!r}: repeat {self.repeat} is less than 1.")
+
+    @property
+    def kind(self) -> str:
+        """Name of the field that is set."""
+        return next(f.name for f in fields(self) if f.name != "name" and getattr(self, f.name) is not None)
+
+    @property
+    def branches(self) -> "list[list[Step]]":
+        """The step's branches; of minus and cascade the one, of a plain rule none."""
+        several, one = self.union or self.intersect or self.add, self.minus if self.cascade is None else self.cascade
+        return several or ([] if one is None else [one])
+
+
+def walk(steps: Sequence[Step], within: str = "") -> Iterator[tuple[str, Step]]:
+    """Yield (path, step) of every step, one with branches before the steps in these.
+
+    A path is the names with slashes, and the branch's number where a step has several: `either/2/top 10 %`.
+    """
+    for step in steps:
+        path = within + step.name
+        yield path, step
+        for start, branch in place_branches(step, path):
+            yield from walk(branch, start)
+
+
+def place_branches(step: Step, path: str) -> Iterator[tuple[str, list[Step]]]:
+    """Yield each branch of the step at `path` with what the paths in it begin with."""
+    for number, branch in enumerate(step.branches, 1):
+        yield (f"{path}/{number}/" if len(step.branches) > 1 else f"{path}/"), branch
 
 
 def check_steps(steps: Sequence[Step], types: Mapping[str, str]) -> None:
-    """Raise ConfigError for a step named twice or NO_SCORE, or a `top` by a column that is not a number.
+    """Raise ConfigError for what no score can mend.
 
-    `types` maps each score column to the name of its Arrow type.
+    That is a path that stands twice or is NO_SCORE, a column ordered that holds text, a `use` that was not expanded,
+    or more than MAX_COPIES copies.  `types` maps each score column to the name of its Arrow type.
     """
-    names = [step.name for step in steps]
-    for name in names:
-        if names.count(name) > 1 or name == NO_SCORE:
-            raise ConfigError(f"select step {name!r}: each step needs a name of its own, and {NO_SCORE!r} is taken.")
+    placed = list(walk(steps))
+    paths = [path for path, _ in placed]
+    for path, step in placed:
+        if paths.count(path) > 1 or path == NO_SCORE:
+            raise ConfigError(f"select step {path!r}: each step needs a name of its own, and {NO_SCORE!r} is taken.")
+        ranked = step.top or step.at_least
+        if ranked and types.get(ranked.by) in TEXT_TYPES:
+            raise ConfigError(f"select step {path!r}: {ranked.by!r} holds text, and {step.kind} needs numbers.")
+        if step.use is not None:
+            raise ConfigError(f"select step {path!r} uses subset {step.use!r}: put its steps in with expand_uses.")
+    if (most := _count_copies(steps, 1)) > MAX_COPIES:
+        raise ConfigError(f"a row could get {most:,} copies; at most {MAX_COPIES:,} are possible. Repeat less.")
+
+
+def _count_copies(steps: Sequence[Step], copies: int) -> int:
+    """Return how many copies the steps can give a row that has so many."""
     for step in steps:
-        if step.top and types.get(step.top.by) in TEXT_TYPES:
-            raise ConfigError(f"select step {step.name!r}: {step.top.by!r} holds text, and top needs numbers.")
+        found = [_count_copies(branch, copies) for branch in step.branches]
+        if step.add is not None:
+            copies = sum(found)
+        elif found and step.minus is None:
+            copies = max(found)
+        copies *= step.repeat or 1
+    return copies
 
 
 def find_columns(steps: Sequence[Step], known: Iterable[str]) -> list[str]:
     """Return the score columns that the steps read, sorted.  Raises ConfigError when a step names none."""
     known = set(known)
     used: set[str] = set()
-    for step in steps:
-        if step.top:
-            check_name(step.top.by, known, kind=f"score column in step {step.name!r}")
-            used.add(step.top.by)
+    for path, step in walk(steps):
+        if ranked := step.top or step.at_least:
+            check_name(ranked.by, known, kind=f"score column in step {path!r}")
+            used.add(ranked.by)
         elif step.where:
             words = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"'[^']*'", "", step.where)))
             used |= words & known
             if not words & known:
                 near = next(iter(sorted(words)), step.where)
-                check_name(near, known, kind=f"score column in step {step.name!r}")
+                check_name(near, known, kind=f"score column in step {path!r}")
     return sorted(used)
 
 
-def key_bits(kind: str) -> int:
-    """Return the bits of the order keys of a score column, by the name of its Arrow type."""
-    return 32 if kind in SINGLE_TYPES else 64
+def expand_uses(subsets: Mapping[str, Sequence[Step]]) -> dict[str, list[Step]]:
+    """Return the subsets with each `use: NAME` replaced by a cascade of the steps of the subset NAME.
 
-
-def order_keys(values: np.ndarray) -> np.ndarray:
-    """Return unsigned keys that sort as the float32 or float64 values do (no NaN); -0.0 and 0.0 share one key."""
-    unsigned = np.dtype(f"u{values.dtype.itemsize}")
-    sign = unsigned.type(1 << (8 * unsigned.itemsize - 1))
-    raw = (values + values.dtype.type(0)).view(unsigned)
-    keys: np.ndarray = np.where(raw & sign, np.invert(raw), raw | sign)
-    return keys
-
-
-def _value_of_key(key: int, bits: int) -> float:
-    """Return the float whose order key this is."""
-    sign, unsigned, floating = (1 << 31, np.uint32, np.float32) if bits == 32 else (1 << 63, np.uint64, np.float64)
-    raw = key ^ sign if key & sign else ~key & ((1 << bits) - 1)
-    return float(np.array([raw], unsigned).view(floating)[0])
-
-
-def count_radix(keys: np.ndarray, *, prefix: int, depth: int, bits: int) -> np.ndarray:
-    """Return int64 (65536,): how many keys with the given high `depth` x 16 bits have each value of the next 16."""
-    shift = bits - RADIX_BITS * (depth + 1)
-    if depth:
-        keys = keys[(keys >> np.array(shift + RADIX_BITS, keys.dtype)) == np.array(prefix, keys.dtype)]
-    digits = (keys >> np.array(shift, keys.dtype)) & np.array((1 << RADIX_BITS) - 1, keys.dtype)
-    return np.bincount(digits.astype(np.int64), minlength=1 << RADIX_BITS)
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """The n-th largest value of a column, and what stands around it."""
-
-    value: float
-    num_above: int
-    """Rows with a larger value."""
-    num_tied: int
-    """Rows with exactly this value."""
-    num_taken: int
-    """How many of the tied rows the first n are."""
-
-
-def find_threshold(
-    count_pass: Callable[[int, int], np.ndarray], wanted_of: Callable[[int], int], *, bits: int
-) -> Threshold | None:
-    """Return the n-th largest value from `bits`/16 counting passes; the values themselves are never held.
-
-    n = wanted_of(number of values), at most that number; None when it is 0.
+    Raises ConfigError for a subset that is not there (did you mean), or that uses itself.
     """
-    counts = count_pass(0, 0)
-    wanted = min(wanted_of(int(counts.sum())), int(counts.sum()))
-    if wanted <= 0:
-        return None
-    prefix, remaining = 0, wanted
-    for depth in range(bits // RADIX_BITS):
-        counts = counts if depth == 0 else count_pass(prefix, depth)
-        from_top = np.cumsum(counts[::-1])
-        place = int(np.searchsorted(from_top, remaining))
-        remaining -= int(from_top[place - 1]) if place else 0
-        digit = (1 << RADIX_BITS) - 1 - place
-        prefix = (prefix << RADIX_BITS) | digit
-    return Threshold(_value_of_key(prefix, bits), wanted - remaining, int(counts[digit]), remaining)
+    return {name: _expand(steps, subsets, (name,)) for name, steps in subsets.items()}
 
 
-def find_last_uid(count_pass: Callable[[int, int], np.ndarray], wanted: int) -> tuple[int, int]:
-    """Return (last, num): the least 128-bit number that `wanted` rows or more do not exceed, and how many do not.
+def _expand(steps: Sequence[Step], subsets: Mapping[str, Sequence[Step]], trail: tuple[str, ...]) -> list[Step]:
+    expanded = []
+    for step in steps:
+        if step.use is not None:
+            check_name(step.use, subsets, kind=f"subset in step {step.name!r}")
+            if step.use in trail:
+                raise ConfigError(f"subsets use each other in a circle: {' -> '.join([*trail, step.use])}.")
+            step = Step(name=step.name, cascade=_expand(subsets[step.use], subsets, (*trail, step.use)))
+        elif step.branches:
+            branches = [_expand(branch, subsets, trail) for branch in step.branches]
+            changed: dict[str, Any] = {step.kind: branches[0] if step.kind in ("minus", "cascade") else branches}
+            step = replace(step, **changed)
+        expanded.append(step)
+    return expanded
 
-    `count_pass` is that of `count_uid_radix`, `wanted` in [1, rows].  `num` exceeds `wanted` when rows share the last
-    uid.  Ends as soon as a whole bucket is wanted, for then the uids in it need not be told apart: after about
-    log(rows) / log(65,536) passes when uids are hashes, after eight at most.
+
+def as_config(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """Return the steps as plain JSON values for a manifest, fields that are not set left out.
+
+    FIRST_FIELDS stand there always: the identity of a subset that needs no later field is what it was before these.
     """
-    prefix, num_below = 0, 0
-    for depth in range(UID_BITS // RADIX_BITS):
-        up_to = np.cumsum(count_pass(prefix, depth))
-        digit = int(np.searchsorted(up_to, wanted - num_below))
-        prefix = (prefix << RADIX_BITS) | digit
-        if num_below + int(up_to[digit]) == wanted or (depth + 1) * RADIX_BITS == UID_BITS:
-            rest = UID_BITS - RADIX_BITS * (depth + 1)
-            return ((prefix + 1) << rest) - 1, num_below + int(up_to[digit])
-        num_below += int(up_to[digit - 1]) if digit else 0
-    raise AssertionError("the last depth returns")
+    return [_drop_unset(as_mapping(step)) for step in steps]
 
 
-def count_uid_radix(uids: np.ndarray, *, prefix: int, depth: int) -> np.ndarray:
-    """Return int64 (65536,): as count_radix, of the 128 bits of uids (rows,) of UID_DTYPE."""
-    if depth < 4:
-        return count_radix(uids["f0"], prefix=prefix, depth=depth, bits=64)
-    within = RADIX_BITS * (depth - 4)
-    low = uids["f1"][uids["f0"] == np.uint64(prefix >> within)]
-    return count_radix(low, prefix=prefix & ((1 << within) - 1), depth=depth - 4, bits=64)
+def _drop_unset(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_drop_unset(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    later = {f.name for f in fields(Step)} - FIRST_FIELDS
+    unset = {k for k, v in value.items() if (k in later and v is None) or (k == "lowest" and v is False)}
+    return {k: _drop_unset(v) for k, v in value.items() if k not in unset}

@@ -1,7 +1,8 @@
 """Stored scores as one table: score files zipped by position, read batch by batch, and which rows still pass.
 
-What select's passes read.  A row's state is a packed bit where a `where` step has been (Spark found it out once) and
-the cuts of the `top` steps since, which are looked up in the scores again: nothing per row is held between passes.
+What select's passes read.  A row's state is a packed bit where a `where` step or a combination of branches has been,
+and the cuts of the steps since, which are looked up in the scores again; and two bytes where branches gave it copies.
+All of it lies in files: nothing per row is held between passes.
 """
 
 import os
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PoolError
 from pipeline.schemas import PARQUET_SUFFIX, UID
+from pipeline.select_draw import Draw
 from pipeline.storage import exists, join, open_file, read_bytes, write_bytes
 from pipeline.uid import is_at_most, parse_uids
 
@@ -24,7 +26,8 @@ GROUP_ROWS = 1 << 19
 """Rows of a task; a larger part is a task of its own, and is still read in batches."""
 READERS = 8
 """Threads at most; what one holds is a few batches and, while a subset is written, the kept uids of its group."""
-MASK_SUFFIX = ".bits"
+MASK_SUFFIX, COPIES_SUFFIX = ".bits", ".copies"
+NO_COLUMN = "__none__"
 SEEK_BYTES = 1 << 16
 """Read ahead on a remote store: a pass reads single columns, and embeddings stand between them."""
 
@@ -165,13 +168,25 @@ class Cut:
     """None lets no row pass."""
     last: int | None = None
     """128-bit number; None lets every tied row pass."""
+    lowest: bool = False
+    """Whether rows with a score of `value` or less pass instead."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Score columns that it reads."""
+        return () if self.value is None else (self.by,)
+
+    @property
+    def needs_uids(self) -> bool:
+        """Whether it reads the uid."""
+        return self.last is not None
 
     def passes(self, batch: pa.RecordBatch) -> np.ndarray:
         """Return bool (rows,); a null or NaN does not pass."""
         if self.value is None:
             return np.zeros(batch.num_rows, bool)
         values = to_floats(batch.column(self.by))
-        kept: np.ndarray = values >= self.value
+        kept: np.ndarray = values <= self.value if self.lowest else values >= self.value
         if self.last is not None and (tied := np.flatnonzero(values == self.value)).size:
             kept[tied] = is_at_most(parse_uids(batch.column(UID).take(pa.array(tied))), self.last)
         return kept
@@ -179,14 +194,23 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Passing:
-    """Which rows have passed every step so far."""
+    """Which rows have passed every step so far, and how many copies of each there are."""
 
     masks: str | None = None
     """Folder of one packed bit per row and part; a part without a file has no such row.  None: all rows."""
-    cuts: tuple[Cut, ...] = ()
-    """Top steps since."""
+    cuts: tuple[Cut | Draw, ...] = ()
+    """Steps since."""
+    copies: str | None = None
+    """Folder of one uint16 per row and part.  None: one copy each."""
+    times: int = 1
+    """What `repeat` multiplied the copies by since."""
 
-    def add(self, cut: Cut) -> "Passing":
+    @property
+    def has_copies(self) -> bool:
+        """Whether a row may have more copies than one."""
+        return self.copies is not None or self.times > 1
+
+    def add(self, cut: Cut | Draw) -> "Passing":
         """Return the rows that also pass the cut."""
         return replace(self, cuts=(*self.cuts, cut))
 
@@ -195,16 +219,35 @@ def read_passing(
     table: ScoreTable, passing: Passing, part: ScorePart, columns: Iterable[str], *, uids: bool = False
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """Yield (batch of the columns at least, bool (rows,) that pass) over one part, in pool order."""
-    needed = sorted({*columns, *(cut.by for cut in passing.cuts if cut.value is not None)})
-    uids = uids or not needed or any(cut.last is not None for cut in passing.cuts)
-    bits = None if passing.masks is None else _read_bits(passing.masks, part)
-    start = 0
-    for batch in table.read(part.name, needed, uids=uids):
-        kept = np.ones(batch.num_rows, bool) if bits is None else _unpack(bits, start, batch.num_rows)
-        for cut in passing.cuts:
-            kept = kept & cut.passes(batch)
+    for batch, (kept,) in read_branches(table, [passing], part, columns, uids=uids):
         yield batch, kept
+
+
+def read_branches(
+    table: ScoreTable, branches: Sequence[Passing], part: ScorePart, columns: Iterable[str] = (), *, uids: bool = False
+) -> Iterator[tuple[pa.RecordBatch, list[np.ndarray]]]:
+    """Yield as read_passing does, of several branches at once: one bool (rows,) each."""
+    cuts = [cut for branch in branches for cut in branch.cuts]
+    needed = sorted({*columns, *(column for cut in cuts for column in cut.columns)})
+    uids = uids or any(cut.needs_uids for cut in cuts)
+    bits = [None if branch.masks is None else _read_bits(branch.masks, part) for branch in branches]
+    start = 0
+    for batch in table.read(part.name, needed, uids=uids) if needed or uids else _count_batches(part):
+        passed = []
+        for branch, mask in zip(branches, bits, strict=True):
+            kept = np.ones(batch.num_rows, bool) if mask is None else _unpack(mask, start, batch.num_rows)
+            for cut in branch.cuts:
+                kept = kept & cut.passes(batch)
+            passed.append(kept)
+        yield batch, passed
         start += batch.num_rows
+
+
+def _count_batches(part: ScorePart) -> Iterator[pa.RecordBatch]:
+    """Yield batches that have a part's rows and nothing in them, where bits alone are asked for."""
+    for start in range(0, part.num_rows, BATCH_ROWS):
+        nothing = pa.nulls(min(BATCH_ROWS, part.num_rows - start))
+        yield pa.RecordBatch.from_arrays([nothing], names=[NO_COLUMN])
 
 
 def write_mask(folder: str, part: ScorePart, mask: np.ndarray) -> None:
@@ -215,6 +258,18 @@ def write_mask(folder: str, part: ScorePart, mask: np.ndarray) -> None:
 def _read_bits(folder: str, part: ScorePart) -> np.ndarray:
     url = join(folder, part.name + MASK_SUFFIX)
     return np.frombuffer(read_bytes(url), np.uint8) if exists(url) else np.zeros(-(-part.num_rows // 8), np.uint8)
+
+
+def write_copies(folder: str, part: ScorePart, copies: np.ndarray) -> None:
+    """Write integers (rows,) of at most 65,535 as two bytes per row."""
+    write_bytes(join(folder, part.name + COPIES_SUFFIX), copies.astype("<u2").tobytes())
+
+
+def read_copies(passing: Passing, part: ScorePart) -> np.ndarray:
+    """Return uint16 (rows,): the copies of each row of a part, whatever it says of rows that do not pass."""
+    if passing.copies is None:
+        return np.full(part.num_rows, passing.times, np.uint16)
+    return np.frombuffer(read_bytes(join(passing.copies, part.name + COPIES_SUFFIX)), "<u2") * np.uint16(passing.times)
 
 
 def _unpack(bits: np.ndarray, start: int, num_rows: int) -> np.ndarray:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.manifest import Counts, Manifest, write_manifest
-from pipeline.select import Step
+from pipeline.select import AtLeast, Sample, Step, Top
 
 Row = dict[str, Any]
 Where = Callable[[Row], bool | None]
@@ -40,37 +41,126 @@ def write_scores(
     return folder
 
 
+class Expected(NamedTuple):
+    """What a subset must be."""
+
+    rows: int
+    lines: list[str]
+    """Uids in order, each as often as its row with most copies has it."""
+    counts: dict[str, Counts]
+    thresholds: dict[str, float | None]
+
+
+Copies = dict[int, int]
+"""Number of a row -> its copies; a row that is not there was dropped."""
+
+
 def expect(
-    rows: Sequence[Row], steps: Sequence[Step], num_pool: int, where: Mapping[str, Where] | None = None
-) -> tuple[list[str], dict[str, Counts], dict[str, float | None]]:
-    """Return the uids that pass (repeats kept), the accounts and the thresholds; `where` says what each SQL means."""
-    counts: dict[str, Counts] = {}
-    thresholds: dict[str, float | None] = {}
-    for step in steps:
+    rows: Sequence[Row],
+    steps: Sequence[Step],
+    num_pool: int,
+    where: Mapping[str, Where] | None = None,
+    types: Mapping[str, str] | None = None,
+) -> Expected:
+    """Return what the steps keep; `where` says what each SQL means, `types` the Arrow types of the columns."""
+    found = Expected(0, [], {}, {})
+
+    def run(steps: Sequence[Step], kept: Copies, within: str) -> Copies:
+        for step in steps:
+            path, read = within + step.name, len(kept)
+            found.counts[path] = Counts(read=read, kept=read)
+            number = len(step.branches) > 1
+            ends = [run(b, kept, f"{path}/{n}/" if number else f"{path}/") for n, b in enumerate(step.branches, 1)]
+            if step.branches:
+                kept, missing = combine(step.kind, kept, ends), 0
+            elif step.repeat:
+                kept, missing = {n: copies * step.repeat for n, copies in kept.items()}, 0
+            else:
+                some = {n: rows[n] for n in kept}
+                chosen, missing = choose(step, some, path)
+                kept = {n: kept[n] for n in chosen}
+            dropped = {path: read - len(kept) - missing, "no_score": missing}
+            dropped = {reason: number for reason, number in dropped.items() if number}
+            found.counts[path] = Counts(read=read, kept=len(kept), dropped=dropped)
+        return kept
+
+    def choose(step: Step, some: Mapping[int, Row], path: str) -> tuple[Sequence[int], int]:
         if step.top:
-            kept, missing, thresholds[step.name] = _cut(rows, step, num_pool)
-        else:
-            answers = [(where or {})[step.where or ""](row) for row in rows]
-            kept = [row for row, answer in zip(rows, answers, strict=True) if answer]
-            missing = answers.count(None)
-        dropped = {step.name: len(rows) - len(kept) - missing, "no_score": missing}
-        dropped = {reason: number for reason, number in dropped.items() if number}
-        counts[step.name] = Counts(read=len(rows), kept=len(kept), dropped=dropped)
-        rows = kept
-    return sorted(row["uid"] for row in rows), counts, thresholds
+            chosen, missing, found.thresholds[path] = _cut(some, step.top, num_pool)
+            return chosen, missing
+        if step.at_least:
+            return _compare(some, step.at_least, (types or {})[step.at_least.by], found.thresholds, path)
+        if step.sample:
+            return _draw(some, step.sample, num_pool), 0
+        answers = {n: (where or {})[step.where or ""](row) for n, row in some.items()}
+        return [n for n, answer in answers.items() if answer], list(answers.values()).count(None)
+
+    kept = run(steps, dict.fromkeys(range(len(rows)), 1), "")
+    most: dict[str, int] = {}
+    for n, copies in kept.items():
+        most[rows[n]["uid"]] = max(copies, most.get(rows[n]["uid"], 0))
+    lines = [uid for uid in sorted(most) for _ in range(most[uid])]
+    return found._replace(rows=len(kept), lines=lines)
 
 
-def _cut(rows: Sequence[Row], step: Step, num_pool: int) -> tuple[list[Row], int, float | None]:
-    top = step.top
-    assert top
-    scored = [row for row in rows if row[top.by] is not None and not math.isnan(row[top.by])]
-    missing = len(rows) - len(scored)
-    best = sorted(scored, key=lambda row: (-row[top.by], row["uid"]))
+def combine(kind: str, kept: Copies, ends: Sequence[Copies]) -> Copies:
+    """Return what branches that kept `ends` of `kept` come to."""
+    if kind == "cascade":
+        return ends[0]
+    if kind == "minus":
+        return {n: copies for n, copies in kept.items() if n not in ends[0]}
+    if kind == "intersect":
+        return {n: min(end[n] for end in ends) for n in kept if all(n in end for end in ends)}
+    rule = {"union": max, "add": sum}[kind]
+    return {n: rule([end.get(n, 0) for end in ends]) for n in kept if any(n in end for end in ends)}
+
+
+def _cut(rows: Mapping[int, Row], top: Top, num_pool: int) -> tuple[list[int], int, float | None]:
+    scored = [n for n, row in rows.items() if row[top.by] is not None and not math.isnan(row[top.by])]
+    missing, sign = len(rows) - len(scored), 1 if top.lowest else -1
+    best = sorted(scored, key=lambda n: (sign * rows[n][top.by], rows[n]["uid"]))
     wanted = top.count_wanted(num_pool=num_pool, num_input=len(scored))
+    if top.ties == "datacomp" and len(scored) < wanted <= len(rows):
+        return [], missing, None
     if not best or wanted <= 0:
         return [], missing, None
-    last = best[min(wanted, len(best)) - 1]
+    last = rows[best[min(wanted, len(best)) - 1]]
+    bound = sign * last[top.by]
     if top.ties == "datacomp":
-        return [row for row in best if row[top.by] >= last[top.by]], missing, last[top.by]
-    bound = (-last[top.by], last["uid"])
-    return [row for row in best if (-row[top.by], row["uid"]) <= bound], missing, last[top.by]
+        return [n for n in best if sign * rows[n][top.by] <= bound], missing, last[top.by]
+    chosen = [n for n in best if (sign * rows[n][top.by], rows[n]["uid"]) <= (bound, last["uid"])]
+    return chosen, missing, last[top.by]
+
+
+def _compare(
+    rows: Mapping[int, Row], rule: AtLeast, kind: str, thresholds: dict[str, float | None], path: str
+) -> tuple[list[int], int]:
+    """A column of its own type against a Python number, as numpy and so DataComp compare them."""
+    dtype = {"float": np.float32, "halffloat": np.float16}.get(kind, np.float64)
+    thresholds[path] = float(dtype(rule.value))
+    with np.errstate(over="ignore"):
+        values = {n: np.array([math.nan if row[rule.by] is None else row[rule.by]], dtype) for n, row in rows.items()}
+    missing = sum(bool(np.isnan(value[0])) for value in values.values())
+    return [n for n, value in values.items() if (value >= rule.value)[0]], missing
+
+
+def _draw(rows: Mapping[int, Row], sample: Sample, num_pool: int) -> list[int]:
+    order = sorted(rows, key=lambda n: shuffle(rows[n]["uid"], sample.seed))
+    wanted = min(sample.count_wanted(num_pool=num_pool, num_input=len(rows)), len(rows))
+    last = shuffle(rows[order[wanted - 1]]["uid"], sample.seed) if wanted else -1
+    return [n for n in order if shuffle(rows[n]["uid"], sample.seed) <= last]
+
+
+def shuffle(uid: str, seed: int) -> int:
+    """The number by which rows are sampled: four Feistel rounds over the halves of a uid, keys by splitmix64."""
+
+    def mix(word: int) -> int:
+        word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+        return word ^ (word >> 31)
+
+    left, right = int(uid[:16], 16), int(uid[16:], 16)
+    for turn in (1, 2, 3, 4):
+        key = mix((seed + turn * 0x9E3779B97F4A7C15) % 2**64)
+        left, right = right, left ^ mix((right + key) % 2**64)
+    return (left << 64) | right

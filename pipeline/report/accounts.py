@@ -1,17 +1,20 @@
 """Sections about where every row went: the funnel and its accounts, and what failed."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from pipeline.manifest import Counts
+from pipeline.manifest import Counts, Manifest
 from pipeline.report.blocks import Absent, Cell, Figure, Note, Panel, Section, Table
 from pipeline.report.charts import Bar, draw_bars
-from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent, format_score, format_tally
+from pipeline.report.formats import NOTHING, format_count, format_percent, format_tally
 from pipeline.report.read import SCORES, SHARDS, SUBSETS, RunFolder, Subset
 from pipeline.schemas import FAILURES_FOLDER, POOL, REASON_MISSING_IMAGE, REASON_TRUNCATED_TAR
+from pipeline.select import Step, place_branches, walk
+from pipeline.select_explain import describe_step
 from pipeline.storage import join, list_folder, open_file
 
 NUM_EXAMPLES = 3
@@ -51,41 +54,67 @@ def count_pool(run: RunFolder) -> int | None:
     return max([*reads, *(s.num_rows for s in run.subsets)], default=None)
 
 
-def _list_steps(run: RunFolder, subset: Subset) -> list[tuple[str, str, Counts]]:
-    """Return (step, rule, account) from reading the pool to writing the shards."""
-    steps: list[tuple[str, str, Counts]] = []
+class _Account(NamedTuple):
+    name: str
+    """A step's path."""
+    label: str
+    """What a bar of it is called."""
+    rule: str
+    counts: Counts
+    expected: int | None
+    """Rows that it should have read; None when nothing says so."""
+
+
+def _list_steps(run: RunFolder, subset: Subset) -> list[_Account]:
+    """Return the accounts from reading the pool to writing the shards, those of branches after their step's."""
+    accounts, counts, reached = [], subset.manifest.counts, None
     if run.scores and POOL in run.scores.counts:
-        steps.append((READ_POOL, "", run.scores.counts[POOL]))
-    rules = {step.name: describe_step(subset, step.name) for step in subset.steps}
-    steps += [(name, rules.get(name, ""), counts) for name, counts in subset.manifest.counts.items()]
+        accounts.append(_Account(READ_POOL, READ_POOL, "", run.scores.counts[POOL], None))
+        reached = accounts[0].counts.kept
+    steps, whole = dict(walk(subset.steps)), {step.name for step in subset.steps}
+    expected = dict(_expect_reads(subset.steps, counts, reached, ""))
+    thresholds = subset.manifest.facts.get("thresholds", {})
+    for path, found in counts.items():
+        label, rule = path, ""
+        if path in steps:
+            label = path if path in whole else f"↳ {steps[path].name}"
+            rule = describe_step(steps[path], thresholds.get(path))
+        accounts.append(_Account(path, label, rule, found, expected.get(path)))
     if subset.name in run.shards:
-        written = run.shards[subset.name].counts["rows"]
-        lost = {reason: n for reason, n in written.failed.items() if reason in LOST_IMAGES}
-        if not_in_pool := run.shards[subset.name].facts.get(NOT_IN_POOL):
-            lost[NOT_IN_POOL] = not_in_pool
-        steps.append((WRITE_SHARDS, "", Counts(read=subset.num_rows, kept=written.kept, failed=lost)))
-    return steps
+        ends = [found.kept for path, found in counts.items() if path in whole or path not in steps]
+        accounts.append(_read_shards(run.shards[subset.name], subset, ends[-1] if ends else reached))
+    return accounts
 
 
-def describe_step(subset: Subset, name: str) -> str:
-    """Return a step's rule in words, with the threshold that a top step found."""
-    step = next(s for s in subset.steps if s.name == name)
-    if step.top is None:
-        return str(step.where)
-    top = step.top
-    share = f"{format_percent(top.fraction)} of {top.of}" if top.count is None else count_nouns(top.count, "row")
-    threshold = subset.manifest.facts.get("thresholds", {}).get(name)
-    found = "nothing passed" if threshold is None else f"{top.by} ≥ {format_score(threshold)}"
-    return f"top {share} by {top.by}: {found}"
+def _expect_reads(
+    steps: Sequence[Step], counts: Mapping[str, Counts], reached: int | None, within: str
+) -> Iterator[tuple[str, int | None]]:
+    """Yield (path, rows that the step should read): what the one before kept, or what entered the branch's step."""
+    for step in steps:
+        path = within + step.name
+        yield path, reached
+        for start, branch in place_branches(step, path):
+            yield from _expect_reads(branch, counts, reached, start)
+        reached = counts[path].kept if path in counts else None
+
+
+def _read_shards(made: Manifest, subset: Subset, kept: int | None) -> _Account:
+    written = made.counts["rows"]
+    lost = {reason: n for reason, n in written.failed.items() if reason in LOST_IMAGES}
+    if not_in_pool := made.facts.get(NOT_IN_POOL):
+        lost[NOT_IN_POOL] = not_in_pool
+    counts = Counts(read=subset.num_copies, kept=written.kept, failed=lost)
+    expected = None if kept is None else kept + subset.num_copies - subset.num_rows
+    return _Account(WRITE_SHARDS, WRITE_SHARDS, "", counts, expected)
 
 
 def _draw_funnel(run: RunFolder, subset: Subset) -> Markup:
     total = count_pool(run) or 1
     steps = _list_steps(run, subset)
     bars = []
-    for name, _, counts in steps:
+    for _, label, _, counts, _ in steps:
         lost = [("dropped", sum(counts.dropped.values())), ("failed", sum(counts.failed.values()))]
-        bars.append(Bar(name, [("kept", counts.kept), *lost], format_part(counts.kept, total)))
+        bars.append(Bar(label, [("kept", counts.kept), *lost], format_part(counts.kept, total)))
     if not subset.manifest.counts:
         bars.insert(1, Bar("no step", [("kept", subset.num_rows)], format_part(subset.num_rows, total)))
     return draw_bars(bars, total=total)
@@ -101,15 +130,14 @@ def _list_accounts(run: RunFolder) -> Table:
     starts = []
     for subset in run.subsets:
         starts.append(len(rows))
-        reached = None
-        for place, (name, rule, counts) in enumerate(_list_steps(run, subset)):
+        for place, (name, _, rule, counts, expected) in enumerate(_list_steps(run, subset)):
             label = Cell(text=subset.name if place == 0 else "", strong=True)
-            follows = reached is None or reached == counts.read
+            follows = expected is None or expected == counts.read
             rows.append([label, name, Cell(text=rule, code=True), *_format_account(name, counts, follows)])
-            reached = counts.kept
     return Table(
         caption="Every account. Each row that enters a step is kept, dropped by its rule or failed for a reason, and "
-        "what one step keeps enters the next (✓ both hold). Rows without the score that a step needs are no_score.",
+        "what one step keeps enters the next; a branch starts from what entered its step (✓ both hold). Rows without "
+        "the score that a step needs are no_score.",
         source=f"{SCORES}/manifest.json, {SUBSETS}/*.json, {SHARDS}/*/manifest.json",
         columns=(
             "Subset",

@@ -16,7 +16,8 @@ from pipeline.errors import ConfigError, PoolError
 from pipeline.manifest import Manifest
 from pipeline.report.read import Subset
 from pipeline.schemas import UID
-from pipeline.select import RADIX_BITS, count_radix, find_columns, order_keys
+from pipeline.select import find_columns, walk
+from pipeline.select_radix import RADIX_BITS, count_radix, order_keys
 from pipeline.select_table import ScoreTable
 from pipeline.storage import join
 from pipeline.subset import count_in_subset
@@ -178,20 +179,26 @@ def _rank_subset(subset: Subset, columns: Mapping[str, Column]) -> Ranked:
     """Return a subset with its last top step that kept something."""
     thresholds = subset.manifest.facts.get("thresholds", {})
     for step in reversed(subset.steps):
-        if step.top and step.top.by in columns and thresholds.get(step.name) is not None:
+        if step.top and not step.top.lowest and step.top.by in columns and thresholds.get(step.name) is not None:
             return Ranked(subset.name, step.top.by, float(thresholds[step.name]))
     return Ranked(subset.name, None, None)
 
 
 def list_thresholds(subset: Subset, column: str) -> list[float]:
-    """Return the thresholds of a subset's top steps on a column, in order."""
+    """Return the thresholds of a subset's top and at_least steps on a column, in order."""
     thresholds = subset.manifest.facts.get("thresholds", {})
-    found = [thresholds.get(step.name) for step in subset.steps if step.top and step.top.by == column]
+    found = [thresholds.get(path) for path, by in _list_ranked(subset) if by == column]
     return [float(value) for value in found if value is not None]
 
 
+def _list_ranked(subset: Subset) -> list[tuple[str, str]]:
+    """Return (path, column) of each step that cuts a column at a threshold."""
+    rules = ((path, step.top or step.at_least) for path, step in walk(subset.steps))
+    return [(path, rule.by) for path, rule in rules if rule]
+
+
 def _list_thresholds(subsets: Sequence[Subset]) -> dict[str, list[float]]:
-    names = {step.top.by for subset in subsets for step in subset.steps if step.top}
+    names = {by for subset in subsets for _, by in _list_ranked(subset)}
     return {name: [value for subset in subsets for value in list_thresholds(subset, name)] for name in names}
 
 

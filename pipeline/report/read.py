@@ -37,8 +37,14 @@ class Subset:
 
     @property
     def num_rows(self) -> int:
-        """Rows kept, repeats counted."""
+        """Rows kept."""
         return int(self.manifest.facts["rows"])
+
+    @property
+    def num_copies(self) -> int:
+        """Rows kept, each as often as the subset wants it: what the shards are to hold."""
+        facts = self.manifest.facts
+        return self.num_rows + int(facts["copies"]) - int(facts["uids"]) if "copies" in facts else self.num_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,14 @@ from pipeline.uid import UID_DTYPE, format_uids
 PART_ROWS, CYCLE_ROWS = 100_000, 500_000
 FILTER, COLUMN = "clip_l14", "clip_l14_similarity_score"
 FRACTION = 0.3
+TOP_10 = f"{{name: best, top: {{by: {COLUMN}, fraction: 0.1}}}}"
+LOW_10 = f"{{name: worst, top: {{by: {COLUMN}, fraction: 0.1, lowest: true}}}}"
 RECIPES = {
     "datacomp": f"{{name: top, top: {{by: {COLUMN}, fraction: {FRACTION}, ties: datacomp}}}}",
     "exact": f"{{name: top, top: {{by: {COLUMN}, fraction: {FRACTION}}}}}",
+    "sample": "{name: tenth, sample: {fraction: 0.1}}",
+    "union": f"{{name: ends, union: [[{TOP_10}], [{LOW_10}]]}}",
+    "repeat": f"{TOP_10}, {{name: thrice, repeat: 3}}",
     "where": f'{{name: sql, where: "{COLUMN} > 0.2"}}, {{name: top, top: {{by: {COLUMN}, fraction: {FRACTION}}}}}',
 }
 PEER = """

@@ -5,19 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config import read_config
 from pipeline.errors import ConfigError
-from pipeline.select import (
-    Step,
-    Threshold,
-    Top,
-    check_steps,
-    count_radix,
-    count_uid_radix,
-    find_columns,
-    find_last_uid,
-    find_threshold,
-    order_keys,
-)
+from pipeline.select import AtLeast, Sample, Step, Top, as_config, check_steps, expand_uses, find_columns, walk
+from pipeline.select_radix import Threshold, count_radix, count_uid_radix, find_last_uid, find_threshold, order_keys
 from pipeline.uid import UID_DTYPE, is_at_most
 
 SPECIAL = [0.0, -0.0, 1.5, -1.5, 1e-45, -1e-45, 3.4e38, -3.4e38, math.inf, -math.inf, 0.28, 0.28]
@@ -50,16 +41,28 @@ def test_order_keys_sort_as_values() -> None:
     assert (np.sort(values) == values[np.argsort(order_keys(values), kind="stable")]).all()
 
 
+ANY = {"name": "b", "where": "x > 1"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "a"}, "either where or top"),
-        ({"name": "a", "where": "x > 1", "top": Top(by="x", count=1)}, "either where or top"),
+        ({}, "give one of where, top, at_least.*; it has none"),
+        ({"where": "x > 1", "top": {"by": "x", "count": 1}}, "give one of.*; not where and top"),
+        ({"union": []}, "union needs a list of branches"),
+        ({"union": [ANY]}, "union.0: Input should be a valid list"),
+        ({"minus": [[ANY]]}, "minus.0"),
+        ({"repeat": 0}, "repeat 0 is less than 1"),
+        ({"unoin": [[ANY]]}, "unknown field of step 'unoin': did you mean 'union'"),
+        ({"intersect": [[{"name": "b", "wher": "x > 1"}]]}, "field of step.intersect.0.0 'wher': did you mean 'where'"),
+        ({"sample": {"fraction": 0.1, "sed": 3}}, "field of step.sample 'sed': did you mean 'seed'"),
+        ({"sample": {"fraction": 1.5}}, r"sample: fraction 1.5 is not in \[0, 1\]"),
+        ({"at_least": {"by": "x", "value": math.nan}}, "NaN lets no row pass"),
     ],
 )
 def test_step_has_one_rule(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Step(**settings)
+        read_config(Step, {"name": "a"} | settings, where="step")
 
 
 @pytest.mark.parametrize(
@@ -79,10 +82,67 @@ def test_columns_are_found_and_unknown_ones_named() -> None:
         find_columns([Step(name="b", where="wordz > 1")], ["words"])
 
 
+def test_columns_of_nested_steps_are_found() -> None:
+    words, clip = Step(name="w", where="words > 2"), Step(name="c", at_least=AtLeast(by="clip", value=0.3))
+    steps = [Step(name="u", union=[[words], [Step(name="not", minus=[clip])]])]
+    assert find_columns(steps, ["words", "clip", "dfn"]) == ["clip", "words"]
+    with pytest.raises(ConfigError, match=r"step 'u/2/not/c' 'clip': did you mean 'clip_l14'"):
+        find_columns(steps, ["words", "clip_l14"])
+
+
 @pytest.mark.parametrize("kind", ["string", "large_string"])
-def test_text_is_not_ordered(kind: str) -> None:
-    with pytest.raises(ConfigError, match="holds text"):
-        check_steps([Step(name="a", top=Top(by="x", count=1))], {"x": kind})
+@pytest.mark.parametrize("rule", [{"top": Top(by="x", count=1)}, {"at_least": AtLeast(by="x", value=0)}])
+def test_text_is_not_ordered(kind: str, rule: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="'all/a': 'x' holds text"):
+        check_steps([Step(name="all", cascade=[Step(name="a", **rule)])], {"x": kind})
+
+
+def test_paths_are_unique_and_names_need_not_be() -> None:
+    half = Step(name="half", sample=Sample(fraction=0.5))
+    fine = [half, Step(name="u", union=[[half], [Step(name="v", minus=[half])]])]
+    assert [path for path, _ in walk(fine)] == ["half", "u", "u/1/half", "u/2/v", "u/2/v/half"]
+    check_steps(fine, {})
+    for twice in ([half, half], [Step(name="u", union=[[], [half, half]])], [Step(name="no_score", repeat=2)]):
+        with pytest.raises(ConfigError, match="needs a name of its own"):
+            check_steps(twice, {})
+
+
+@pytest.mark.parametrize(("times", "refused"), [(21_845, False), (21_846, True)])
+def test_copies_are_bounded(times: int, refused: bool) -> None:
+    """add gives 1 + 2, the union the larger of 3 and 1, then they are multiplied."""
+    twice, many = Step(name="twice", repeat=2), Step(name="many", repeat=times)
+    more = [Step(name="add", add=[[], [twice]])]
+    steps = [Step(name="u", union=[more, []]), Step(name="not", minus=[many]), many]
+    if refused:
+        with pytest.raises(ConfigError, match="could get 65,538 copies; at most 65,535"):
+            check_steps(steps, {})
+    else:
+        check_steps(steps, {})
+
+
+def test_use_puts_in_the_steps_of_another_subset() -> None:
+    half, few = Step(name="half", sample=Sample(fraction=0.5)), Step(name="few", use="base")
+    subsets = {"base": [half], "not": [Step(name="rest", minus=[few])], "again": [Step(name="n", use="not")]}
+    found = expand_uses(subsets)
+    assert found["base"] == [half]
+    assert [path for path, _ in walk(found["again"])] == ["n", "n/rest", "n/rest/few", "n/rest/few/half"]
+    with pytest.raises(ConfigError, match="'rest/few' uses subset 'base': put its steps in"):
+        check_steps(subsets["not"], {})
+    with pytest.raises(ConfigError, match="subset in step 'few' 'base': did you mean 'bases'"):
+        expand_uses({"bases": [half], "not": [few]})
+    with pytest.raises(ConfigError, match="in a circle: a -> b -> a"):
+        expand_uses({"a": [Step(name="x", use="b")], "b": [Step(name="y", union=[[Step(name="z", use="a")]])]})
+
+
+def test_a_recipe_of_the_first_steps_keeps_its_identity() -> None:
+    """The words that manifests of version 0.1.0 have; later fields stand there only where they are set."""
+    top = {"by": "dfn", "fraction": 0.4, "count": None, "of": "pool", "ties": "exact"}
+    old = [{"name": "words", "where": "words > 2", "top": None}, {"name": "top", "where": None, "top": top}]
+    steps = [read_config(Step, step, where="step") for step in old]
+    assert as_config(steps) == old
+    new = [Step(name="u", union=[steps, [Step(name="s", sample=Sample(count=3))]])]
+    assert [read_config(Step, step, where="step") for step in as_config(new)] == new
+    assert set(as_config(new)[0]) == {"name", "where", "top", "union"}
 
 
 @pytest.mark.parametrize(("fraction", "rows"), [(0.29, 29), (0.3, 30), (0.0, 0), (1.0, 100), (0.999, 99)])

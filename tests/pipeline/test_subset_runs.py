@@ -30,12 +30,36 @@ def test_merged_file_is_that_of_numpy(tmp_path: Path, kind: str, sizes: list[int
     parts = [make_uids(kind, size, seed) for seed, size in enumerate(sizes)]
     for number, uids in enumerate(parts):
         write_run(str(tmp_path / "runs"), f"{number}", uids)
-    num, sha256 = merge_runs(str(tmp_path / "runs"), str(tmp_path / "ours.npy"))
+    merged = merge_runs(str(tmp_path / "runs"), str(tmp_path / "ours.npy"))
     expected = np.unique(sort_uids(np.concatenate([np.empty(0, UID_DTYPE), *parts])))
     np.save(tmp_path / "theirs.npy", expected)
     written = (tmp_path / "ours.npy").read_bytes()
     assert written == (tmp_path / "theirs.npy").read_bytes()
-    assert num == len(expected) and sha256 == hashlib.sha256(written).hexdigest()
+    assert merged == (len(expected), len(expected), hashlib.sha256(written).hexdigest())
+
+
+@pytest.mark.parametrize("kind", ["hashes", "few", "one"])
+@pytest.mark.parametrize("sizes", [[0], [1], [3, 0, 2], [60_000, 26_000, 5]])
+def test_copies_are_lines_and_the_largest_counts(tmp_path: Path, kind: str, sizes: list[int]) -> None:
+    most: dict[tuple[int, int], int] = {}
+    for number, size in enumerate(sizes):
+        uids, copies = make_uids(kind, size, number), np.random.default_rng(number).integers(1, 30, size)
+        write_run(str(tmp_path / "runs"), f"{number}", uids, copies)
+        for uid, times in zip(uids.tolist(), copies.tolist(), strict=True):
+            most[uid] = max(times, most.get(uid, 0))
+    merged = merge_runs(str(tmp_path / "runs"), str(tmp_path / "ours.npy"))
+    expected = np.array([uid for uid in sorted(most) for _ in range(most[uid])], UID_DTYPE)
+    np.save(tmp_path / "theirs.npy", expected)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+    assert merged[:2] == (len(most), len(expected))
+
+
+def test_many_copies_are_written_piece_by_piece() -> None:
+    entries = np.zeros(9, subset_runs.COPIED_DTYPE)
+    entries["f1"], entries["copies"] = np.arange(9), [65_535] * 4 + [1, 65_535, 2, 65_535, 65_535]
+    pieces = list(subset_runs._repeat(entries))
+    assert max(len(piece) for piece in pieces) <= RANGE_ROWS + 65_535
+    assert (np.concatenate(pieces)["f1"] == np.repeat(np.arange(9), entries["copies"])).all()
 
 
 @pytest.mark.parametrize("kind", ["hashes", "numbers"])

@@ -1,0 +1,95 @@
+"""What a subset's steps did to the rows, as a tree for a terminal: `winnow select --explain`."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pipeline.manifest import Counts, Manifest
+from pipeline.select import NO_SCORE, Sample, Step, Top, place_branches
+
+NUMBERS = ("read", "kept", "dropped", "no score")
+
+
+class _Node(NamedTuple):
+    """A step, or one of a step's branches."""
+
+    label: str
+    numbers: tuple[str, ...]
+    rule: str
+    inner: "list[_Node]"
+
+
+def explain(name: str, steps: Sequence[Step], manifest: Manifest, *, samples_seen: int | None = None) -> str:
+    """Return the subset's sizes and one line per step and branch: rows read, kept and dropped, and the rule.
+
+    `samples_seen` of a training says how many epochs over the subset's copies it is.
+    """
+    lines = [("", NUMBERS, ""), *_draw(_list_nodes(steps, manifest, ""), "")] if steps else []
+    label_width = max((len(label) for label, _, _ in lines), default=0)
+    widths = [max((len(numbers[n]) for _, numbers, _ in lines), default=0) for n in range(len(NUMBERS))]
+    rows = [f"subset {name}: {describe_size(manifest, samples_seen)}"]
+    for label, numbers, rule in lines:
+        cells = [f"{label:{label_width}}", *(f"{n:>{width}}" for n, width in zip(numbers, widths, strict=True)), rule]
+        rows.append("  ".join(cells).rstrip())
+    return "\n".join(rows)
+
+
+def describe_size(manifest: Manifest, samples_seen: int | None = None) -> str:
+    """Return `3 rows, 2 uids, 5 copies, 2.4 epochs of 12 samples`; subsets of older manifests have no copies."""
+    facts = manifest.facts
+    copies = int(facts.get("copies", facts["uids"]))
+    sizes = f"{facts['rows']:,} rows, {facts['uids']:,} uids, {copies:,} copies"
+    if not samples_seen or not copies:
+        return sizes
+    return f"{sizes}, {samples_seen / copies:,.2f} epochs of {samples_seen:,} samples"
+
+
+def _list_nodes(steps: Sequence[Step], manifest: Manifest, within: str) -> list[_Node]:
+    nodes = []
+    for step in steps:
+        path = within + step.name
+        counts, rule = manifest.counts[path], describe_step(step, manifest.facts["thresholds"].get(path))
+        branches = [_list_nodes(branch, manifest, start) for start, branch in place_branches(step, path)]
+        inner = branches[0] if len(branches) == 1 else []
+        if len(branches) > 1:
+            inner = [_join_branch(number, counts.read, branch) for number, branch in enumerate(branches, 1)]
+        nodes.append(_Node(step.name, _format(counts), rule, inner))
+    return nodes
+
+
+def _join_branch(number: int, num_read: int, nodes: list[_Node]) -> _Node:
+    read = f"{num_read:,}"
+    return _Node(f"branch {number}", (read, nodes[-1].numbers[1] if nodes else read, "", ""), "", nodes)
+
+
+def _format(counts: Counts) -> tuple[str, ...]:
+    missing = counts.dropped.get(NO_SCORE, 0)
+    dropped = sum(counts.dropped.values()) - missing
+    return f"{counts.read:,}", f"{counts.kept:,}", f"{dropped:,}", f"{missing:,}" if missing else "-"
+
+
+def _draw(nodes: Sequence[_Node], indent: str) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Yield (label with its place in the tree, numbers, rule) of each node and of what is in it."""
+    for place, node in enumerate(nodes, 1):
+        corner, rail = ("└─ ", "   ") if place == len(nodes) else ("├─ ", "│  ")
+        yield indent + corner + node.label, node.numbers, node.rule
+        yield from _draw(node.inner, indent + rail)
+
+
+def describe_step(step: Step, threshold: float | None) -> str:
+    """Return a step's rule in words, with the threshold that it found."""
+    if step.where is not None:
+        return f"where {step.where}"
+    if step.top:
+        found = "nothing passed" if threshold is None else f"{'≤' if step.top.lowest else '≥'} {threshold:.6g}"
+        which = "lowest" if step.top.lowest else "top"
+        ties = ", ties as DataComp" if step.top.ties == "datacomp" else ""
+        return f"{which} {_describe_amount(step.top)} by {step.top.by}{ties}: {found}"
+    if step.at_least:
+        return f"{step.at_least.by} ≥ {threshold:.9g}"
+    if step.sample:
+        return f"sample {_describe_amount(step.sample)}, seed {step.sample.seed}"
+    return f"repeat {step.repeat} times" if step.repeat else step.kind
+
+
+def _describe_amount(rule: Top | Sample) -> str:
+    return f"{100 * rule.fraction:g} % of {rule.of}" if rule.fraction is not None else f"{rule.count:,} rows"

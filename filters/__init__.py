@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from filters import caption_language, caption_length, clip_score, image_size, metadata
+from filters import caption_entities, caption_language, caption_length, clip_score, image_cluster, image_size, metadata
 from pipeline.config import read_config
 from pipeline.contract import Filter
 from pipeline.errors import ConfigError, check_name
@@ -36,9 +36,11 @@ DFN = "https://arxiv.org/abs/2309.17425"
 
 TABLE: tuple[FilterKind, ...] = (
     FilterKind("caption_length", caption_length.Options, caption_length.build, "words and characters", DATACOMP),
+    FilterKind("caption_entities", caption_entities.Options, caption_entities.build, "ImageNet-21k entities", DATACOMP),
     FilterKind("caption_language", caption_language.Options, caption_language.build, "language, fastText", DATACOMP),
     FilterKind("image_size", image_size.Options, image_size.build, "shorter side in px, aspect ratio", DATACOMP),
     FilterKind("metadata", metadata.Options, metadata.build, "columns of the pool's own parquet", DATACOMP),
+    FilterKind("image_cluster", image_cluster.Options, image_cluster.build, "cluster, is it a target's", DATACOMP),
     FilterKind("clip_score", clip_score.Options, clip_score.build, "image-text cosine under any CLIP or DFN", DFN),
 )
 

@@ -39,7 +39,7 @@ def score(batch: pa.RecordBatch) -> Scored:
     short = pc.min_element_wise(width, height, skip_nulls=False)
     long = pc.max_element_wise(width, height, skip_nulls=False)
     aspect = pc.divide(long.cast(pa.float64()), short.cast(pa.float64()))
-    unknown = [i for i, side in enumerate(short.to_pylist()) if side is None]
+    unknown = pc.indices_nonzero(short.is_null()).to_pylist()
     failures = tuple(Failure(i, REASON_UNKNOWN_SIZE, "original_width or original_height is not known") for i in unknown)
     return Scored((short, aspect), failures)
 

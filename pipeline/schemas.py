@@ -16,6 +16,7 @@ ORIGINAL_WIDTH = "original_width"
 ORIGINAL_HEIGHT = "original_height"
 STATUS_SUCCESS = "success"
 ERROR_MESSAGE = "error_message"
+SHA256 = "sha256"
 
 # Columns that reading a pool adds to its batches; they are never stored.
 ROW = "__row__"
@@ -38,14 +39,22 @@ REASON_BROKEN_PART = "broken_part"
 REASON_BAD_UID = "bad_uid"
 REASON_DUPLICATE_KEY = "duplicate_key"
 REASON_MISSING_COLUMN = "missing_column"
+REASON_MISSING_EMBEDDING = "missing_embedding"
+REASON_MISSING_LABEL = "missing_label"
 
 # Score columns.
 CAPTION_WORDS = "caption_words"
 CAPTION_CHARS = "caption_chars"
-CAPTION_LANGUAGE = "caption_language"
-CAPTION_LANGUAGE_CONFIDENCE = "caption_language_confidence"
+CAPTION_FASTTEXT_WORDS = "caption_fasttext_words"
+CAPTION_ENTITIES = "caption_entities"
+CAPTION_ENTITIES_STRICT = "caption_entities_strict"
 MIN_SIDE_PX = "image_min_side_px"
 ASPECT = "image_aspect"
+
+
+def confidence_column(name: str) -> str:
+    """Return the column of how sure language filter `name` is; the language itself stands in column `name`."""
+    return f"{name}_confidence"
 
 
 def similarity_column(name: str) -> str:
@@ -61,6 +70,16 @@ def image_embedding_column(name: str) -> str:
 def text_embedding_column(name: str) -> str:
     """Return the caption embedding column of CLIP filter `name` (CommonPool's npz says l14_txt)."""
     return f"{name}_txt"
+
+
+def cluster_column(name: str) -> str:
+    """Return the int32 cluster id column of image_cluster filter `name`."""
+    return f"{name}_cluster"
+
+
+def in_targets_column(name: str) -> str:
+    """Return the bool column of image_cluster filter `name` that says whether the cluster is a target."""
+    return f"{name}_in_targets"
 
 
 # Tar members.
@@ -81,12 +100,15 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 RESUME = "resume.pt"
 RUN_MODEL = "model.json"
+PRETRAINED_FOLDER, FINETUNED_FOLDER, SWEEP_FOLDER = "pretrained", "finetuned", "sweep"
 EVAL_RESULTS = "eval_results.jsonl"
 REPORT = "report.html"
 EVENTS = "events.jsonl"
 LEDGER = "ledger.json"
 REQUEST = "request.json"
 LOCK = ".winnow-lock"
+CENTROIDS = "centroids.npy"
+TARGETS = "targets.npy"
 
 FAILURES_FOLDER = "failures"
 SPANS_FOLDER = "spans"

@@ -47,7 +47,7 @@ def values(scored: Scored) -> list[list[Any]]:
 )
 def test_caption_length_counts_as_python_does(caption: str | None, words: int | None, chars: int | None) -> None:
     scored = caption_length.score(texts(caption))
-    assert values(scored) == [[words], [chars]]
+    assert values(scored)[:2] == [[words], [chars]]
     assert [f.reason for f in scored.failures] == (["null_caption"] if caption is None else [])
 
 

@@ -19,8 +19,17 @@ from filters import TABLE
 ROOT = Path(__file__).parent.parent.parent
 NOTED = Path(__file__).parent / "versions.json"
 DECIDES = {
+    "caption_entities": ("filters/wordnet/words.py", "filters/wordnet/phrases.py"),
     "clip_score": ("pipeline/images.py", "pipeline/clip_model.py", "pipeline/tokens.py"),
-    "caption_language": ("filters/caption_length.py",),
+    "caption_length": ("filters/captions.py",),
+    "caption_language": (
+        "filters/captions.py",
+        "filters/lid/guess.py",
+        "filters/lid/model.py",
+        "filters/lid/tree.py",
+        "filters/lid/words.py",
+    ),
+    "image_cluster": ("pipeline/nearest.py", "pipeline/embeddings.py"),
 }
 """Files that decide values beside the filter's own."""
 

@@ -10,6 +10,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("jobs.run_recipe", "every stage of a recipe, resumable"),
     "ingest": ("jobs.ingest_urls", "tables of urls and captions -> pool (img2dataset)"),
     "import": ("jobs.import_pool", "webdataset tars or a folder of images -> pool, bytes untouched"),
+    "import-datacomp": ("jobs.import_datacomp", "DataComp's folders and subset files -> what is wrong, sound subsets"),
+    "fit": ("jobs.fit_centroids", "stored embeddings -> centroids and target clusters (k-means)"),
     "score": ("jobs.score_pool", "pool -> scores (Spark)"),
     "select": ("jobs.select_subset", "scores -> subset files (Spark for where rules and joins)"),
     "shards": ("jobs.write_shards", "pool + subset -> webdataset shards (Spark)"),

@@ -1,0 +1,188 @@
+"""The fit stage and its verb: a pool's npz or stored scores -> centroids and targets; reruns, accounts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from made_embeddings import draw, draw_uids, write_metadata
+from made_scores import write_scores
+
+from filters import build_filter
+from jobs.fit_centroids import main as fit
+from jobs.stage_fit import Rows, fit_rows
+from pipeline.errors import ConfigError, StageError
+from pipeline.kmeans import FitConfig, fit_centroids, is_sampled
+from pipeline.manifest import Counts, Manifest, read_manifest, write_manifest
+from pipeline.nearest import assign, place_centroids
+from pipeline.uid import format_uids
+
+UIDS, VECTORS = draw_uids(900), draw(900)
+
+
+def write_recipe(folder: Path, **config: Any) -> str:
+    recipe = {"fit": {"small": {"embedding": "l14_img", "clusters": 20, "iterations": 5} | config}}
+    (folder / "my.yaml").write_text(yaml.safe_dump(recipe))
+    return str(folder / "my.yaml")
+
+
+def save_targets(folder: Path) -> str:
+    torch.save({"image_features": torch.from_numpy(draw(6, seed=7))}, folder / "in1k.pt")
+    return str(folder / "in1k.pt")
+
+
+def test_a_pools_npz_becomes_a_filter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = write_metadata(tmp_path / "pool", UIDS, VECTORS)
+    recipe = write_recipe(tmp_path, sample=0.5, targets=save_targets(tmp_path))
+    words = [recipe, "--pool", str(pool), "--out", str(tmp_path / "fits")]
+    assert fit(words) == 0
+    made = read_manifest(str(tmp_path / "fits" / "small"))
+    chosen = is_sampled(UIDS, 0.5, 0)
+    num = int(chosen.sum())
+    assert made and made.counts["rows"] == Counts(read=900, kept=num, dropped={"sample": 900 - num})
+    assert made.counts["targets"] == Counts(read=6, kept=6)
+    centroid_KD = np.load(tmp_path / "fits" / "small" / "centroids.npy")
+    config = FitConfig(embedding="l14_img", clusters=20, iterations=5)
+    np.testing.assert_array_equal(centroid_KD, fit_centroids(VECTORS[chosen], config).centroid_KD)
+    ids = np.load(tmp_path / "fits" / "small" / "targets.npy")
+    wanted = assign(draw(6, seed=7), place_centroids(centroid_KD, "dot")).id_N
+    np.testing.assert_array_equal(ids, np.unique(wanted))
+    assert f"20 clusters of 16 numbers, {len(ids)} of them targets" in capsys.readouterr().out
+    places = {name: str(tmp_path / "fits" / "small" / f"{name}.npy") for name in ("centroids", "targets")}
+    filter = build_filter({"filter": "image_cluster", "embedding": "l14_img", **places})
+    rows = pa.RecordBatch.from_pydict({"l14_img": pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.ravel()), 16)})
+    cluster, inside = (column.to_numpy(zero_copy_only=False) for column in filter.load()(rows).columns)
+    np.testing.assert_array_equal(inside, np.isin(cluster, ids))
+    assert 0 < inside.sum() < 900
+    assert sorted(p.name for p in (tmp_path / "fits" / "small").iterdir()) == [
+        "centroids.npy",
+        "manifest.json",
+        "targets.npy",
+    ]
+
+
+def write_two_filters(folder: Path, vector_ND: np.ndarray, words: int = 3) -> str:
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vector_ND.ravel()), 16)
+    table = pa.table({"uid": format_uids(UIDS), "clip_img": column, "caption_words": pa.array([words] * 900)})
+    parts = {f"{n:08d}": table[300 * n : 300 * n + 300] for n in range(3)}
+    place = str(write_scores(folder, parts, {"clip_img": "clip", "caption_words": "length"}))
+    made = read_manifest(place)
+    assert made
+    counts = {name: Counts(read=900, kept=900) for name in ("pool", "clip", "length")}
+    config = {"filters": {"clip": {"version": 1}, "length": {"version": words}}}
+    content = {"stage": "score", "config": config, "parents": made.parents, "counts": counts, "facts": made.facts}
+    write_manifest(place, Manifest(**content))
+    return place
+
+
+def test_a_score_is_clustered_and_other_scores_do_not_matter(tmp_path: Path) -> None:
+    pool = str(write_metadata(tmp_path / "pool", UIDS, VECTORS))
+    recipe = write_recipe(tmp_path, embedding="clip_img")
+    out, manifests = tmp_path / "fits", []
+    for folder, vectors, words in (("one", VECTORS, 3), ("two", VECTORS, 4)):
+        scores = write_two_filters(tmp_path / folder, vectors, words)
+        assert fit([recipe, "--pool", pool, "--scores", scores, "--out", str(out)]) == 0
+        manifests.append((out / "small" / "centroids.npy").stat().st_mtime_ns)
+    assert manifests[0] == manifests[1]
+    config = FitConfig(embedding="clip_img", clusters=20, iterations=5)
+    wanted = fit_centroids(VECTORS, config).centroid_KD
+    np.testing.assert_array_equal(np.load(out / "small" / "centroids.npy"), wanted)
+    assert fit([recipe, "--pool", pool, "--scores", str(tmp_path), "--out", str(out)]) == StageError.exit_code
+
+
+def test_rules_over_scores_say_which_rows_are_clustered(tmp_path: Path) -> None:
+    pool = str(write_metadata(tmp_path / "pool", UIDS, VECTORS))
+    scores = write_two_filters(tmp_path / "scores", VECTORS)
+    half = {"name": "half", "top": {"by": "caption_words", "fraction": 0.5}}  # equal scores, so the smaller uids
+    recipe = write_recipe(tmp_path, rows=[half])
+    assert fit([recipe, "--pool", pool, "--scores", scores, "--out", str(tmp_path / "fits")]) == 0
+    kept = np.isin(np.arange(900), np.lexsort((UIDS["f1"], UIDS["f0"]))[:450])
+    config = FitConfig(embedding="l14_img", clusters=20, iterations=5)
+    centroid_KD = np.load(tmp_path / "fits" / "small" / "centroids.npy")
+    np.testing.assert_array_equal(centroid_KD, fit_centroids(VECTORS[kept], config).centroid_KD)
+    made = read_manifest(str(tmp_path / "fits" / "small"))
+    assert made and made.counts["rows/half"] == Counts(read=900, kept=450, dropped={"half": 450})
+    assert made.counts["rows"] == Counts(read=450, kept=450)
+
+
+def test_published_centroids_need_no_pool(tmp_path: Path) -> None:
+    centroid_KD = draw(30, seed=1, dtype=np.float32)
+    torch.save(centroid_KD, tmp_path / "small.pt", pickle_protocol=4)
+    recipe = write_recipe(tmp_path, centroids=str(tmp_path / "small.pt"), targets=save_targets(tmp_path))
+    assert fit([recipe, "--out", str(tmp_path / "fits")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "fits" / "small" / "centroids.npy"), centroid_KD)
+    ids = np.load(tmp_path / "fits" / "small" / "targets.npy")
+    np.testing.assert_array_equal(ids, np.unique((draw(6, seed=7).astype(np.float32) @ centroid_KD.T).argmax(1)))
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "code", "message"),
+    [
+        ([], {}, 2, "say where its rows are (--pool)"),
+        (["--pool", "POOL"], {"rows": [{"name": "a", "where": "x > 1"}]}, 2, "say where these are (--scores)"),
+        (["--pool", "POOL"], {"rows": [{"name": "a"}]}, 2, "it has none"),
+        (["--pool", "POOL"], {"clusters": 901}, 2, "901 clusters cannot be made of 900 embeddings"),
+        (["--pool", "POOL"], {"embedding": "l14_im"}, 1, "no column 'l14_im'"),
+        (["--pool", "POOL"], {"targets": "/no.pt"}, 1, "'/no.pt' does not exist"),
+        (["--pool", "POOL"], {"centroids": "/no.npy"}, 2, "no centroids at '/no.npy'"),
+        (["--pool", "POOL"], {"embeding": "x"}, 2, "unknown field of recipe.fit.small 'embeding'"),
+        (["--pool", "POOL"], {"levels": 3}, 2, "levels"),
+    ],
+)
+def test_wrong_wishes_are_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], config: Any, code: int, message: str
+) -> None:
+    pool = write_metadata(tmp_path / "pool", UIDS, VECTORS)
+    words = [str(pool) if word == "POOL" else word for word in words]
+    assert fit([write_recipe(tmp_path, **config), *words, "--out", str(tmp_path / "fits")]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_recipe_without_a_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(["datacomp-basic", "--out", str(tmp_path)]) == ConfigError.exit_code
+    assert "its `fit` section is empty" in capsys.readouterr().err
+
+
+def test_rows_that_steps_left(tmp_path: Path) -> None:
+    """What a rule kept comes in as it is, with the rule's account."""
+    vectors = VECTORS[:300].copy()
+    vectors[5] = np.nan
+    rule = Counts(read=900, kept=300, dropped={"english": 600})
+    rows = Rows(iter([(UIDS[:100], vectors[:100]), (UIDS[100:300], vectors[100:])]), {"english": rule})
+    config = FitConfig(embedding="l14_img", clusters=10, levels=2)
+    made = fit_rows(lambda: rows, config, str(tmp_path), parents={"pool": "x"})
+    assert made.counts == {"english": rule, "rows": Counts(read=300, kept=299, failed={"missing_embedding": 1})}
+    whole = np.delete(vectors, 5, axis=0)
+    centroid_KD = np.load(tmp_path / "centroids.npy")
+    np.testing.assert_array_equal(centroid_KD, fit_centroids(whole, config).centroid_KD)
+    assert 0 < made.facts["mean_squared_distance"] < 1 and not (tmp_path / "targets.npy").exists()
+
+
+def test_a_rerun_makes_again_what_changed_and_nothing_else(tmp_path: Path) -> None:
+    opened: list[int] = []
+
+    def open_rows() -> Rows:
+        opened.append(1)
+        return Rows([(UIDS, VECTORS)])
+
+    def go(**config: Any) -> int:
+        wanted = FitConfig(**{"embedding": "l14_img", "clusters": 10, "iterations": 2, **config})
+        fit_rows(open_rows, wanted, str(tmp_path / "out"), parents={"pool": "x"}, fresh=fresh)
+        return len(opened)
+
+    fresh = False
+    targets = save_targets(tmp_path)
+    assert [go(), go(), go(targets=targets), go(targets=targets)] == [1, 1, 2, 2]
+    Path(targets).rename(tmp_path / "moved.pt")
+    assert go(targets=str(tmp_path / "moved.pt")) == 2
+    first = (tmp_path / "out" / "centroids.npy").read_bytes()
+    (tmp_path / "out" / "targets.npy").write_bytes(b"cut")
+    assert go(targets=str(tmp_path / "moved.pt")) == 3
+    assert go() == 4 and not (tmp_path / "out" / "targets.npy").exists()
+    assert (tmp_path / "out" / "centroids.npy").read_bytes() == first
+    assert go(seed=1) == 5 and (tmp_path / "out" / "centroids.npy").read_bytes() != first
+    fresh = True
+    assert go(seed=1) == 6

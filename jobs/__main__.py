@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin beside other work
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE + "\n".join(f"  {verb:15s}{summary}" for verb, (_, summary) in VERBS.items()))
+        print(USAGE + "\n".join(f"  {verb:17s}{summary}" for verb, (_, summary) in VERBS.items()))
         return 0 if words else ConfigError.exit_code
     verb, rest = (" ".join(words[:2]), words[2:]) if " ".join(words[:2]) in VERBS else (words[0], words[1:])
     try:

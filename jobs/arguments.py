@@ -12,9 +12,16 @@ from pipeline.errors import ConfigError, WinnowError
 Job = Callable[..., int]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes overrides after flags as well as before them, which argparse alone does not."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        return self.parse_intermixed_args(args, namespace)
+
+
 def make_parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:
     """Return a parser whose --help ends with examples."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"winnow {verb}",
         description=summary,
         epilog=f"examples:\n{example}",

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
-from jobs.recipes import load_recipe
+from jobs.recipes import FIT, load_recipe, place_entry
 from jobs.stage_score import run_score
 from pipeline.manifest import Manifest
 from pipeline.spark_session import lazy_session
@@ -21,15 +21,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_recipe(parser)
     parser.add_argument("--pool", required=True, help="candidate pool: folder, glob, brace range, a::b")
     parser.add_argument("--out", required=True, help="scores folder")
+    parser.add_argument("--fits", help="folder of `winnow fit`, for filters that need one; without it they wait")
     add_fresh(parser)
     add_spark(parser)
     add_tasks_per_gpu(parser)
     args = parser.parse_args(argv)
     recipe = load_recipe(*split_words(args.words))
+    entries = [place_entry(entry, fits=args.fits) for entry in recipe.score if args.fits or FIT not in entry]
+    if len(entries) < len(recipe.score):
+        print("winnow: filters with a fit wait for `winnow fit`; then score again with --fits", file=sys.stderr)
     with lazy_session(args.master, name="winnow score") as start:
-        print_counts(
-            run_score(start, args.pool, recipe.score, args.out, fresh=args.fresh, tasks_per_gpu=args.tasks_per_gpu)
-        )
+        print_counts(run_score(start, args.pool, entries, args.out, fresh=args.fresh, tasks_per_gpu=args.tasks_per_gpu))
 
 
 def print_counts(manifest: Manifest) -> None:

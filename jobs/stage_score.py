@@ -37,6 +37,8 @@ from pipeline.storage import (
 from pipeline.stored import find_array_readers, find_makers
 
 log = logging.getLogger("winnow")
+FILE_OPTIONS = frozenset({"model", "centroids", "targets"})
+"""Options of filters that may name a file."""
 NO_SCORES = "{!r} holds no finished scores to retry. `winnow score` goes on where it stopped."
 
 
@@ -68,6 +70,8 @@ def run_score(
             discard_scores(out, [f.name for f in filters])
         known = read_ledger(out)
         wanted = _name_inputs(filters, parts, known)
+        if more := _find_more(out, wanted):
+            return more
         done = find_done(out, wanted, is_whole=partial(_has_every_score, out))
         _write_request(out, pool, entries, parts)
         if done:
@@ -126,6 +130,15 @@ def _find_new(parts: Sequence[Part], filters: Sequence[Filter], known: Ledger) -
     return find_new(parts, known, images=images, arrays=arrays)
 
 
+def _find_more(out: str, wanted: Manifest) -> Manifest | None:
+    """Return the finished manifest of these filters and others on the same pool, if there is one: nothing is lost."""
+    made = read_manifest(out)
+    if made is None or made.stage != wanted.stage or made.parents != wanted.parents:
+        return None
+    asked, there = wanted.config["filters"].items(), made.config["filters"].items()
+    return made if asked < there and _has_every_score(out, made) else None
+
+
 def _describe_filters(filters: Sequence[Filter]) -> dict[str, Any]:
     return {"filters": {f.name: {"version": f.version, **as_mapping(f.settings)} for f in filters}}
 
@@ -138,19 +151,19 @@ def _pool_identity(parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) 
 def _write_request(out: str, pool: str, entries: Sequence[Mapping[str, Any]], parts: Sequence[Part]) -> None:
     """Note what was asked, for `winnow status` and `winnow retry`."""
     place = "::".join(str(Path(p).absolute()) if is_local(p) else p for p in pool.split("::"))
-    models = [{**entry, **({"model": _place_model(entry["model"])} if "model" in entry else {})} for entry in entries]
-    asked = {"stage": "score", "pool": place, "entries": models, "parts": [part.name for part in parts]}
+    placed = [{k: _place_file(v) if k in FILE_OPTIONS and v else v for k, v in entry.items()} for entry in entries]
+    asked = {"stage": "score", "pool": place, "entries": placed, "parts": [part.name for part in parts]}
     content, url = (json.dumps(asked, indent=1, ensure_ascii=False, default=str) + "\n").encode(), join(out, REQUEST)
     if not exists(url) or read_bytes(url) != content:
         write_bytes(url, content)
 
 
-def _place_model(model: str) -> str:
-    """Return a model string with the path in it, if it has one, absolute: a retry may start anywhere."""
-    architecture, at, path = model.rpartition("@")
+def _place_file(value: str) -> str:
+    """Return a path, or a model string with a path in it, with that absolute: a retry may start anywhere."""
+    architecture, at, path = value.rpartition("@")
     if is_local(path) and exists(path):
         return f"{architecture}{at}{Path(path).absolute()}"
-    return model
+    return value
 
 
 def _sweep(out: str, filters: Sequence[Filter]) -> None:

@@ -19,7 +19,7 @@ log = logging.getLogger("winnow")
 Start = Callable[[], Any]
 RECIPE = "recipe.json"
 """The recipe of a run folder, written first: what makes a folder one."""
-SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER = "scores", "subsets", "shards"
+FITS_FOLDER, SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER = "fits", "scores", "subsets", "shards"
 
 
 @contextmanager

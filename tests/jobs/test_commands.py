@@ -7,6 +7,7 @@ import pytest
 
 from jobs import VERBS
 from jobs.__main__ import main
+from jobs.arguments import add_fresh, add_recipe, make_parser, split_words
 from jobs.recipes import builtin_recipes, load_recipe
 from jobs.zip_code import write_zip
 from pipeline.errors import ConfigError
@@ -91,3 +92,13 @@ def test_zip_is_whole_and_the_same_twice(tmp_path: Path) -> None:
     assert len(names) == num_files
     for needed in ("pipeline/__init__.py", "pipeline/clip_models/winnow-vit-tiny.json", "jobs/recipes/demo.yaml"):
         assert needed in names
+
+
+@pytest.mark.parametrize("words", [["r.yaml", "a=1", "--out", "x"], ["r.yaml", "--out", "x", "a=1"]])
+def test_overrides_stand_before_or_after_flags(words: list[str]) -> None:
+    parser = make_parser("score", "", "")
+    add_recipe(parser)
+    parser.add_argument("--out", required=True)
+    add_fresh(parser)
+    args = parser.parse_args(words)
+    assert (split_words(args.words), args.out) == (("r.yaml", ["a=1"]), "x")

@@ -91,24 +91,16 @@ def _write_shards(
     broken = {part.name: r["broken"] for part, r in zip(parts, planned, strict=True) if r["broken"]}
     warn_broken("shards", broken)
     _say_spans(scores, parts, planned)
-    plans = plan_shards(
-        parts,
-        [r["lines"] for r in planned],
-        config.rows_per_shard,
-        out=out,
-        num_uids=num_uids,
-        digests=[r["digest"] for r in planned],
-    )
+    plans, not_in_pool = plan_shards(parts, planned, config.rows_per_shard, out=out, num_uids=num_uids)
     if not plans:
         raise PoolError(f"none of the {num_uids:,} uids of {subset!r} has an image in the pool's {len(parts):,} parts.")
     remove_beyond(out, len(plans))
     work = partial(write_shard, parts=parts, out=out, keys=config.keys, shuffle_seed=config.shuffle_seed)
     written = run_each(start(), work, plans, what="shards", unit="shard", quiet=quiet)
     _say_replaced(written)
-    facts = finish_folder(out, written) | {"broken": broken, "missing_parts": sum(gaps.values())}
+    facts = {"broken": broken, "missing_parts": sum(gaps.values()), "not_in_pool": not_in_pool}
     counts = {"rows": add_counts(Counts(**r["counts"]) for r in planned)}
-    facts["not_in_pool"] = max(0, num_uids - sum(r["found"] for r in planned))
-    return replace(wanted, counts=counts, facts=facts)
+    return replace(wanted, counts=counts, facts=finish_folder(out, written) | facts)
 
 
 def _warn_gaps(parts: Sequence[Part]) -> Mapping[str, int]:

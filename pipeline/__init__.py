@@ -29,10 +29,14 @@ The map, in the order data flows:
     spans.py          where each row's bytes stand in its tar
     retry.py          failed rows -> scored again, and nothing else
 
-    select.py         a recipe's steps, and exact global thresholds
-    select_table.py   score files zipped by position; which rows still pass
+    select.py         the algebra: what a recipe's steps may say
+    select_radix.py   exact global thresholds by counting
+    select_draw.py    rows by chance, from their uids
+    select_table.py   score files zipped by position; which rows still pass, and their copies
     select_steps.py   the passes: accounts, thresholds, kept uids
     select_sql.py     `where` steps, by Spark
+    select_sets.py    branches combined: union, intersect, minus, add
+    select_explain.py what the steps did, as a tree
     join.py           foreign score tables, joined on uid
     subset.py         the sorted uid file that DataComp also reads
     subset_runs.py    sorted runs merged into one

@@ -26,6 +26,8 @@ from pipeline.uid import UID_FIELDS, parse_uids, read_uids
 
 KEY_WORDS = ("__high__", "__low__")
 """int64: the uid's two words, bit by bit."""
+PARTITION_ROWS = 1 << 19
+"""Rows of either table that a task sorts, about: its memory does not grow with the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +109,31 @@ def _join(
 ) -> None:
     words = [(word, pa.int64()) for word in KEY_WORDS]
     values = [(column, parse_type(other.types[column])) for column in columns]
-    right = open_table(session, partial(read_foreign, columns), _list_row_groups(other), pa.schema(words + values))
+    groups, num_rows = _list_row_groups(other), sum(part.num_rows for part in parts)
+    pieces = max(num_rows, sum(rows for _, _, rows in groups)) // PARTITION_ROWS + 1
+    right = open_table(session, partial(read_foreign, columns), groups, pa.schema(words + values))
+    right = right.repartition(pieces, *KEY_WORDS)
     _check_unique(right, other)
     fields = pa.schema([(PART, pa.int32()), (ROW, pa.int64()), *words])
     left = open_table(session, partial(read_keys, table), list(enumerate(parts)), fields)
+    left = left.repartition(pieces, *KEY_WORDS)
     right = right.hint("merge")  # spills; Spark thinks rows that come out of Python few enough to broadcast
     joined = left.join(right, list(KEY_WORDS), "left").select(PART, ROW, *columns)
-    ordered = joined.repartition(PART).sortWithinPartitions(PART, ROW)
+    ordered = joined.repartition(pieces, PART).sortWithinPartitions(PART, ROW)
     write = partial(write_joined, tuple(parts), pa.schema(values), folder)
     rows = collect_rows(ordered.mapInArrow(write, "n long"), what="join")
-    found, expected = sum(number for (number,) in rows), sum(part.num_rows for part in parts)
-    if found != expected:
-        raise StageError(f"{found:,} rows came out of the join of {other.pattern!r} and {expected:,} scores.")
+    found = sum(number for (number,) in rows)
+    if found != num_rows:
+        raise StageError(f"{found:,} rows came out of the join of {other.pattern!r} and {num_rows:,} scores.")
 
 
-def _list_row_groups(table: ForeignTable) -> list[tuple[str, int]]:
+def _list_row_groups(table: ForeignTable) -> list[tuple[str, int, int]]:
+    """Return (file, number, rows) of every row group."""
     groups = []
     for url in table.files:
         with open_file(url) as file:
-            groups += [(url, number) for number in range(pq.ParquetFile(file).num_row_groups)]
+            found = pq.ParquetFile(file).metadata
+        groups += [(url, number, found.row_group(number).num_rows) for number in range(found.num_row_groups)]
     return groups
 
 
@@ -143,9 +151,9 @@ def _check_unique(right: Any, other: ForeignTable) -> None:
         )
 
 
-def read_foreign(columns: Sequence[str], item: tuple[str, int]) -> Iterator[pa.RecordBatch]:
+def read_foreign(columns: Sequence[str], item: tuple[str, int, int]) -> Iterator[pa.RecordBatch]:
     """Yield KEY_WORDS and the columns, NaN as null, of one row group of a foreign table."""
-    url, row_group = item
+    url, row_group, _ = item
     with open_file(url) as file:
         reader = pq.ParquetFile(file)
         for batch in reader.iter_batches(BATCH_ROWS, [row_group], [UID, *columns], use_threads=False):

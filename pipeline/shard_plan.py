@@ -2,11 +2,13 @@
 
 plan/parts/<part>.lines   one LINE per row to write, in pool order
 plan/parts/<part>.arrow   the pool's own columns of the rows to write
+plan/parts/<part>.lost    int64 subset entries of rows without an image; absent when there is none
 plan/repeats              REPEATs sorted by shard: the lines whose uid is written more than once
 plan/repeats_of_parts     int32 lines of the repeats, sorted by part
 plan/edges                int64 (2, parts + 1): the lines before each part that are no repeats, and the repeats
 
-A task reads its slices of these and nothing else; the driver holds one byte per subset entry and 40 per repeat.
+A task reads its slices of these and nothing else; the driver holds one byte per subset entry and 40 per repeat.  No run
+reads the plan of an earlier one, so it is not synced to disk.
 """
 
 import hashlib
@@ -42,7 +44,7 @@ from pipeline.uid import parse_uids
 
 PLAN_FOLDER = "plan"
 PARTS_FOLDER, REPEATS, REPEATS_OF_PARTS, EDGES = "parts", "repeats", "repeats_of_parts", "edges"
-LINES_SUFFIX, COLUMNS_SUFFIX = ".lines", ".arrow"
+LINES_SUFFIX, COLUMNS_SUFFIX, LOST_SUFFIX = ".lines", ".arrow", ".lost"
 NOT_IN_SUBSET = "not_in_subset"
 LINE = np.dtype([("row", "<i4"), ("repeat", "<i4"), ("start", "<i8"), ("end", "<i8"), ("uid", "<i8")])
 """Which row of the part's columns, which repeat of it, its bytes in the tar, and where its uid stands in the subset."""
@@ -62,39 +64,38 @@ class ShardPlan:
 
 
 def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = None) -> dict[str, Any]:
-    """Find the kept rows of a part, write their lines to OUT/plan, and return counts, lines, found, broken, spans.
+    """Find the kept rows of a part, write their lines to OUT/plan; return counts, lines, lost, broken, spans, digest.
 
-    Counts speak of rows to write: a row kept three times is read three times.  `found` is how many subset entries this
-    part answers.  A part that cannot be read is reported.  `spans` says whether SCORES knew where the rows' bytes are;
-    otherwise the tar's headers are read.
+    Counts speak of rows to write: a row kept three times is read three times.  `lines` is how many can be written,
+    `lost` how many have no image.  A part that cannot be read is reported.  `spans` says whether SCORES knew where the
+    rows' bytes are; otherwise the tar's headers are read.
     """
     try:
         rows = read_part(part)
     except (PoolError, OSError, pa.ArrowException) as error:
         nothing, message = asdict(Counts(read=0, kept=0)), f"{REASON_BROKEN_PART}: {error}"
-        return {"counts": nothing, "lines": 0, "found": 0, "broken": message, "spans": False, "digest": ""}
+        return {"counts": nothing, "lines": 0, "lost": 0, "broken": message, "spans": False, "digest": ""}
     uids, subset = parse_uids(rows.table[UID]), open_subset(subset_url)
     places = search_subset(subset, uids, or_equal=False)
     times = search_subset(subset, uids, or_equal=True) - places
     known = read_spans(scores, part) if scores and part.tar else None
     starts, ends, broken = _find_spans(part, rows.table[KEY]) if known is None else _spread_spans(known, len(uids))
-    kept = np.flatnonzero((times > 0) & (starts >= 0))
-    lines = _make_lines(times[kept], starts[kept], ends[kept], places[kept])
-    lost = int(times.sum()) - len(lines)
+    kept, gone = np.flatnonzero((times > 0) & (starts >= 0)), np.flatnonzero((times > 0) & (starts < 0))
+    lines, lost = (_make_lines(times[rows], starts[rows], ends[rows], places[rows]) for rows in (kept, gone))
     reason = REASON_TRUNCATED_TAR if broken else REASON_MISSING_IMAGE
     not_kept = int((times == 0).sum())
     counts = Counts(
         read=not_kept + int(times.sum()) + sum(rows.failed.values()),
         kept=len(lines),
         dropped={NOT_IN_SUBSET: not_kept},
-        failed=rows.failed | ({reason: lost} if lost else {}),
+        failed=rows.failed | ({reason: len(lost)} if len(lost) else {}),
     )
     counts.check(f"shard plan of part {part.name}")
     _write_lines(out, part, lines, rows.table.drop_columns([ROW]).take(kept))
-    wanted = np.flatnonzero(times)
-    found = int(times[wanted[np.unique(places[wanted], return_index=True)[1]]].sum())
+    if len(lost):
+        _write_array(_plan_url(out, part, LOST_SUFFIX), _entries_of(lost))
     digest = hashlib.sha256(lines.tobytes()).hexdigest()
-    told = {"lines": len(lines), "found": found, "broken": broken, "spans": known is not None, "digest": digest}
+    told = {"lines": len(lines), "lost": len(lost), "broken": broken, "spans": known is not None, "digest": digest}
     return {"counts": asdict(counts), **told}
 
 
@@ -132,42 +133,49 @@ def _make_lines(times: np.ndarray, starts: np.ndarray, ends: np.ndarray, places:
     return lines
 
 
+def _entries_of(lines: np.ndarray) -> np.ndarray:
+    """Return int64 (lines,): the subset entry that each line answers; a uid's repeats stand side by side there."""
+    entries: np.ndarray = lines["uid"] + lines["repeat"]
+    return entries
+
+
+def _plan_url(out: str, part: Part, suffix: str) -> str:
+    return join(out, PLAN_FOLDER, PARTS_FOLDER, part.name + suffix)
+
+
 def _write_lines(out: str, part: Part, lines: np.ndarray, columns: pa.Table) -> None:
-    stem = join(out, PLAN_FOLDER, PARTS_FOLDER, part.name)
-    _write_array(stem + LINES_SUFFIX, lines)
-    with write_atomic(stem + COLUMNS_SUFFIX) as file, pa.ipc.new_file(file, columns.schema) as writer:
+    _write_array(_plan_url(out, part, LINES_SUFFIX), lines)
+    with (
+        write_atomic(_plan_url(out, part, COLUMNS_SUFFIX), lasting=False) as file,
+        pa.ipc.new_file(file, columns.schema) as writer,
+    ):
         writer.write_table(columns.combine_chunks())
 
 
 def read_lines(out: str, part: Part, lines: np.ndarray) -> tuple[np.ndarray, pa.Table]:
     """Return the LINEs numbered `lines` (ascending) of a part, and the pool's columns for each of them."""
-    stem = join(out, PLAN_FOLDER, PARTS_FOLDER, part.name)
-    first = int(lines[0])
-    found = _read_array(stem + LINES_SUFFIX, LINE, first, int(lines[-1]) + 1)[lines - first]
-    if is_local(stem):  # mapped: only the rows taken are read
-        with pa.memory_map(stem + COLUMNS_SUFFIX) as source:
+    first, columns_url = int(lines[0]), _plan_url(out, part, COLUMNS_SUFFIX)
+    found = _read_array(_plan_url(out, part, LINES_SUFFIX), LINE, first, int(lines[-1]) + 1)[lines - first]
+    if is_local(columns_url):  # mapped: only the rows taken are read
+        with pa.memory_map(columns_url) as source:
             return found, pa.ipc.open_file(source).read_all().take(found["row"])
-    with open_file(stem + COLUMNS_SUFFIX) as file:
+    with open_file(columns_url) as file:
         return found, pa.ipc.open_file(pa.BufferReader(file.read())).read_all().take(found["row"])
 
 
 def plan_shards(
-    parts: Sequence[Part],
-    lines: Sequence[int],
-    rows_per_shard: int,
-    *,
-    out: str,
-    num_uids: int,
-    digests: Sequence[str] = (),
-) -> list[ShardPlan]:
-    """Return the output shards over all parts' plan lines, and write which lines are repeats to OUT/plan.
+    parts: Sequence[Part], planned: Sequence[Mapping[str, Any]], rows_per_shard: int, *, out: str, num_uids: int
+) -> tuple[list[ShardPlan], int]:
+    """Return the output shards over all parts' plan lines, and how many subset entries are in no part that was read.
 
-    `lines` is each part's number of lines, `num_uids` the length of the subset, `digests` what plan_part
-    said of each part's lines.  Sizes differ by at most one.
+    Writes which lines are repeats to OUT/plan.  `planned` is what plan_part said of each part, `num_uids` the length of
+    the subset.  Sizes differ by at most one.
     """
+    lines = [told["lines"] for told in planned]
     total = sum(lines)
     num_shards = -(-total // rows_per_shard)
-    repeats = _find_repeats(parts, lines, out, num_uids)
+    times = _count_lines(parts, lines, out, num_uids)
+    repeats = _find_repeats(parts, lines, out, times)
     repeats_in = np.bincount(repeats["part"], minlength=len(parts))
     singles_in = np.array(lines, np.int64) - repeats_in
     edges = np.stack([np.concatenate([[0], np.cumsum(each)]) for each in (singles_in, repeats_in)])
@@ -177,32 +185,41 @@ def plan_shards(
     by_part = np.lexsort((repeats["line"], repeats["part"]))
     _write_array(join(out, PLAN_FOLDER, REPEATS_OF_PARTS), repeats["line"][by_part])
     shares = pairwise([find_edge(total, num_shards, number) for number in range(num_shards + 1)] if total else [])
-    digest = hash_json(list(digests))
-    return [ShardPlan(number, num_shards, last - first, digest) for number, (first, last) in enumerate(shares)]
+    digest = hash_json([told["digest"] for told in planned])
+    plans = [ShardPlan(number, num_shards, last - first, digest) for number, (first, last) in enumerate(shares)]
+    for part in (part for part, told in zip(parts, planned, strict=True) if told["lost"]):
+        times[_read_array(_plan_url(out, part, LOST_SUFFIX), np.int64)] = 1
+    return plans, num_uids - int(np.count_nonzero(times))
 
 
-def _find_repeats(parts: Sequence[Part], lines: Sequence[int], out: str, num_uids: int) -> np.ndarray:
-    """Return the REPEATs of all parts sorted by uid: every line whose uid has more than one, in whichever parts."""
+def _count_lines(parts: Sequence[Part], lines: Sequence[int], out: str, num_uids: int) -> np.ndarray:
+    """Return uint8 (num_uids,): how many lines answer each subset entry, 2 for more and for entries of one uid."""
     times = np.zeros(num_uids, np.uint8)
-    for _, uids in _read_uids(parts, lines, out):
-        once, more = np.unique(uids, return_counts=True)
+    for _, found in _read_all_lines(parts, lines, out):
+        once, more = np.unique(_entries_of(found), return_counts=True)
         times[once] = np.minimum(times[once] + more, 2)
-    found, found_uids = [np.empty(0, REPEAT)], [np.empty(0, np.int64)]
-    for number, uids in _read_uids(parts, lines, out) if (times > 1).any() else ():
-        repeated = np.flatnonzero(times[uids] > 1)
+        again = found[found["repeat"] > 0]
+        times[again["uid"]] = times[_entries_of(again)] = 2
+    return times
+
+
+def _find_repeats(parts: Sequence[Part], lines: Sequence[int], out: str, times: np.ndarray) -> np.ndarray:
+    """Return the REPEATs of all parts sorted by uid: every line whose uid has more than one, in whichever parts."""
+    found, uids = [np.empty(0, REPEAT)], [np.empty(0, np.int64)]
+    for number, of_part in _read_all_lines(parts, lines, out) if (times > 1).any() else ():
+        repeated = np.flatnonzero(times[_entries_of(of_part)] > 1)
         repeats = np.empty(len(repeated), REPEAT)
         repeats["part"], repeats["line"] = number, repeated
         found.append(repeats)
-        found_uids.append(uids[repeated])
-    return np.concatenate(found)[np.argsort(np.concatenate(found_uids), kind="stable")]
+        uids.append(of_part["uid"][repeated])
+    return np.concatenate(found)[np.argsort(np.concatenate(uids), kind="stable")]
 
 
-def _read_uids(parts: Sequence[Part], lines: Sequence[int], out: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (number of the part, its lines' uids as places in the subset) of each part that has lines."""
+def _read_all_lines(parts: Sequence[Part], lines: Sequence[int], out: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number of the part, its LINEs) of each part that has lines."""
 
     def read(number: int) -> np.ndarray:
-        url = join(out, PLAN_FOLDER, PARTS_FOLDER, parts[number].name + LINES_SUFFIX)
-        return _read_array(url, LINE, 0, lines[number])["uid"]
+        return _read_array(_plan_url(out, parts[number], LINES_SUFFIX), LINE, 0, lines[number])
 
     numbers = [number for number, num_lines in enumerate(lines) if num_lines]
     with ThreadPoolExecutor(PARTS_AT_ONCE) as readers:
@@ -234,7 +251,7 @@ def pick_lines(out: str, plan: ShardPlan, seed: int | None) -> np.ndarray:
 
 
 def _write_array(url: str, array: np.ndarray) -> None:
-    with write_atomic(url) as file:
+    with write_atomic(url, lasting=False) as file:
         file.write(array.tobytes())
 
 

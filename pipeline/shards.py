@@ -9,12 +9,19 @@ different shards; a kept row whose image is gone is counted by reason.
 Without a shuffle a shard is a run of the pool: tars are read front to back, neighbours in one read.  With
 `shuffle_seed` a shard holds rows of all over the pool: each row is a read of its own (on an object store a request),
 and each shard asks every part's plan for its lines.  Copies of a uid are dealt round all shards and cost the same.
-Memory is that of one shard's metadata and one read.
+Memory is that of one shard's metadata and one window of rows.
+
+That a row's bytes begin with its key is checked as they are copied, so a tar of other rows is noticed even where its
+size and time are those of the tar that was planned for.  A shard is sent to disk while it is written; its stats, which
+say that it is whole, get their name after tar and parquet are there.
 """
 
 import json
-from collections.abc import Sequence
-from itertools import groupby, pairwise
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import groupby, pairwise, starmap
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -23,19 +30,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import config
-from pipeline.errors import ConfigError
-from pipeline.pool import Part
+from pipeline.errors import ConfigError, PoolError
+from pipeline.pool import Part, clean_text
 from pipeline.schemas import KEY, PARQUET_SUFFIX, PART_PATTERN, STATS_SUFFIX, TAR_SUFFIX, UID
 from pipeline.shard_folder import PARQUET_BYTES, PLAN, TAR_BYTES, read_stats
 from pipeline.shard_order import permute, spread
 from pipeline.shard_plan import ShardPlan, pick_lines, read_lines
-from pipeline.storage import exists, is_local, join, read_ranges, write_atomic, write_bytes
+from pipeline.storage import exists, is_local, join, read_ranges, write_atomic
 from pipeline.tars import pack_row, rename_packed, rename_row, unpack_row, write_end
 
 SOURCE_PART = "source_part"
 SOURCE_KEY = "source_key"
-LOCAL_RUN_BYTES, REMOTE_RUN_BYTES = 1 << 17, 1 << 23
-"""Neighbouring rows are read together up to this many bytes: what stays in a processor's cache, or one request."""
+LOCAL_WINDOW_BYTES, REMOTE_WINDOW_BYTES = 1 << 18, 1 << 23
+"""Rows are read this much at a time, neighbours together: what stays in a processor's cache, or a few requests."""
+SYNC_BYTES = 1 << 25
+"""What is written before it is sent to disk while the next is written."""
+SYNCERS = 3
 
 
 @config
@@ -66,18 +76,47 @@ def write_shard(
     stats, replaced = read_stats(out, plan.number), False
     if stats is None or stats.get(PLAN) != plan.digest:
         replaced = exists(join(out, name + TAR_SUFFIX))
-        lines, owners, table = _gather_lines(plan, parts, out, shuffle_seed)
-        table, renamed = _name_rows(table, lines, keys)
-        with write_atomic(join(out, name + TAR_SUFFIX)) as file:
-            tar_bytes = _copy_rows(file, parts, owners, lines, renamed)
-        with write_atomic(join(out, name + PARQUET_SUFFIX)) as file:
-            pq.write_table(table, file, compression="zstd")
-            parquet_bytes = file.tell()
-        counted = {"count": len(lines), "successes": len(lines), "failed_to_download": 0, "failed_to_resize": 0}
-        stats = counted | {TAR_BYTES: tar_bytes, PARQUET_BYTES: parquet_bytes, PLAN: plan.digest}
-        write_bytes(join(out, name + STATS_SUFFIX), json.dumps(stats).encode())
+        stats = _write_files(plan, parts, out, keys, shuffle_seed)
     sizes = {field: stats[field] for field in (TAR_BYTES, PARQUET_BYTES)}
     return {"rows": stats["successes"], "replaced": replaced} | sizes
+
+
+def _write_files(plan: ShardPlan, parts: Sequence[Part], out: str, keys: str, seed: int | None) -> dict[str, Any]:
+    """Write a shard's tar, parquet and stats, named in this order when all are on disk, and return the stats."""
+    lines, owners, table = _gather_lines(plan, parts, out, seed)
+    table, renamed = _name_rows(table, lines, keys)
+    stem = join(out, PART_PATTERN.format(plan.number))
+    with (
+        write_atomic(stem + STATS_SUFFIX) as stats_file,
+        write_atomic(stem + PARQUET_SUFFIX) as table_file,
+        write_atomic(stem + TAR_SUFFIX) as tar_file,
+        _syncing(out) as sync,
+    ):
+        _copy_rows(tar_file, parts, owners, lines, table[SOURCE_KEY].to_pylist(), renamed, sync)
+        sync(tar_file)
+        pq.write_table(table, table_file, compression="zstd")
+        sync(table_file)
+        counted = {"count": len(lines), "successes": len(lines), "failed_to_download": 0, "failed_to_resize": 0}
+        stats = counted | {TAR_BYTES: tar_file.tell(), PARQUET_BYTES: table_file.tell(), PLAN: plan.digest}
+        stats_file.write(json.dumps(stats).encode())
+        sync(stats_file)
+    return stats
+
+
+@contextmanager
+def _syncing(out: str) -> Iterator[Callable[[IO[bytes]], None]]:
+    """Yield a function that begins to send a file's bytes to disk; at the end of the block they are there."""
+    begun: list[Future[None]] = []
+
+    def sync(file: IO[bytes]) -> None:
+        if is_local(out):
+            file.flush()
+            begun.append(syncers.submit(os.fsync, file.fileno()))
+
+    with ThreadPoolExecutor(SYNCERS) as syncers:
+        yield sync
+        for each in begun:
+            each.result()
 
 
 def _gather_lines(
@@ -153,30 +192,62 @@ def _copy_rows(
     parts: Sequence[Part],
     owners: np.ndarray,
     lines: np.ndarray,
+    keys: Sequence[str],
     renamed: Sequence[tuple[str, str] | None],
-) -> int:
-    """Write the rows' bytes, the source's own but for the names that change, and return how many bytes the tar has."""
-    position = 0
-    starts, ends = lines["start"].tolist(), lines["end"].tolist()
-    run_bytes = LOCAL_RUN_BYTES if is_local(parts[int(owners[0])].tar or "") else REMOTE_RUN_BYTES
-    for owner, runs in groupby(pairwise(_find_runs(owners, lines, run_bytes)), key=lambda run: owners[run[0]]):
-        tar, of_tar = parts[int(owner)].tar or "", list(runs)
-        spans = [(starts[first], ends[last - 1]) for first, last in of_tar]
-        for (first, last), packed in zip(of_tar, read_ranges(tar, spans), strict=True):
-            if not any(renamed[first:last]):
-                position += file.write(packed)
-                continue
-            inside = [(starts[row] - starts[first], ends[row] - starts[first]) for row in range(first, last)]
-            position += file.write(_rename(packed, inside, renamed[first:last], tar))
-    return position + write_end(file, position)
+    sync: Callable[[IO[bytes]], None],
+) -> None:
+    """Write the rows' bytes, the source's own but for the names that change, and the tar's end mark."""
+    num_bytes = LOCAL_WINDOW_BYTES if is_local(parts[int(owners[0])].tar or "") else REMOTE_WINDOW_BYTES
+    edges = list(zip(lines["start"].tolist(), lines["end"].tolist(), strict=True))
+    synced = 0
+    for runs in _find_windows(owners, lines, num_bytes):
+        tars = [parts[int(owners[run.start])].tar or "" for run in runs]
+        spans = [(edges[run.start][0], edges[run.stop - 1][1]) for run in runs]
+        for run, tar, (origin, _), packed in zip(runs, tars, spans, _read_spans(tars, spans), strict=True):
+            inside = [(start - origin, end - origin) for start, end in edges[run]]
+            _check_keys(packed, inside, keys[run], tar)
+            file.write(_rename(packed, inside, renamed[run], tar) if any(renamed[run]) else packed)
+        if file.tell() - synced >= SYNC_BYTES:
+            synced = file.tell()
+            sync(file)
+    write_end(file, file.tell())
 
 
-def _find_runs(owners: np.ndarray, lines: np.ndarray, run_bytes: int) -> list[int]:
-    """Return the edges of the runs of rows that stand side by side in one tar, of `run_bytes` (or one row) at most."""
+def _find_windows(owners: np.ndarray, lines: np.ndarray, num_bytes: int) -> Iterator[list[slice]]:
+    """Yield the runs of rows of one window after another.
+
+    A window is `num_bytes` (or one row) at most; a run is rows of a window that stand side by side in one tar.
+    """
     starts, ends = lines["start"], lines["end"]
-    window = np.cumsum(ends - starts) // run_bytes
-    breaks = (owners[1:] != owners[:-1]) | (starts[1:] != ends[:-1]) | (window[1:] != window[:-1])
-    return [0, *(np.flatnonzero(breaks) + 1).tolist(), len(lines)]
+    window = np.cumsum(ends - starts) // num_bytes
+    apart = (owners[1:] != owners[:-1]) | (starts[1:] != ends[:-1]) | (window[1:] != window[:-1])
+    edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(lines)]
+    for _, runs in groupby(starmap(slice, pairwise(edges)), key=lambda run: window[run.start]):
+        yield list(runs)
+
+
+def _read_spans(tars: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return the bytes of each span of its tar; a tar is opened once and read front to back."""
+    pieces = [b""] * len(tars)
+    order = sorted(range(len(tars)), key=lambda place: (tars[place], spans[place]))
+    for tar, group in groupby(order, key=tars.__getitem__):
+        places = list(group)
+        for place, packed in zip(places, read_ranges(tar, [spans[place] for place in places]), strict=True):
+            pieces[place] = packed
+    return pieces
+
+
+def _check_keys(packed: bytes, spans: Sequence[tuple[int, int]], keys: Sequence[str], tar: str) -> None:
+    """Raise PoolError unless each span begins with a member of its row's key: the tar is the one planned for."""
+    for (start, end), key in zip(spans, keys, strict=True):
+        name = key.encode() + b"."
+        if packed.startswith((name, b"./" + name), start):
+            continue
+        if clean_text(unpack_row(packed[start:end], tar).key) != key:  # a name with a header of its own, or no text
+            raise PoolError(
+                f"{tar} does not have row {key!r} where it was found before: another file of the same size and time "
+                "has taken its place. Touch it, so that this is seen, and run the command again."
+            )
 
 
 def _rename(

@@ -93,6 +93,7 @@ def _settings(master: str) -> dict[str, str]:
     if master.startswith("local"):  # local-cluster included
         settings |= {
             "spark.driver.memory": "2g",
+            "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",  # G1 takes memory that is free before it collects
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",

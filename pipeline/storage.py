@@ -221,14 +221,13 @@ def _batch_spans(spans: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, i
 
 
 @contextmanager
-def write_atomic(url: str) -> Iterator[IO[bytes]]:
+def write_atomic(url: str, *, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `url` when the block ends without an error, and vanishes otherwise.
 
-    What stood at `url` before stays readable until then.
+    What stood at `url` before stays readable until then.  Not `lasting`: it may be gone after a power failure.
     """
     check_plain(url)
-    writer = _upload if protocol_of(url) in OBJECT_STORES else _write_and_rename
-    with writer(url) as file:
+    with _upload(url) if protocol_of(url) in OBJECT_STORES else _write_and_rename(url, lasting) as file:
         yield file
 
 
@@ -250,13 +249,13 @@ def _upload(url: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _write_and_rename(url: str) -> Iterator[IO[bytes]]:
+def _write_and_rename(url: str, lasting: bool) -> Iterator[IO[bytes]]:
     temporary = _temporary_name(url)
     try:
         with writing(url), _open_new(temporary) as file:
             yield file
             file.flush()
-            if is_local(url):
+            if lasting and is_local(url):
                 os.fsync(file.fileno())
         _rename(temporary, url)
     except BaseException:

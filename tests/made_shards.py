@@ -40,12 +40,12 @@ def write_all(
     prepare_folder(str(out), "identity")
     plan = partial(plan_part, subset_url=subset, out=str(out), scores=str(scores) if scores else None)
     planned = run(plan, parts, backwards)
-    lines = [p["lines"] for p in planned]
-    plans = plan_shards(parts, lines, rows_per_shard, out=str(out), num_uids=len(uids))
+    plans, not_in_pool = plan_shards(parts, planned, rows_per_shard, out=str(out), num_uids=len(uids))
     written = run(partial(write_shard, parts=parts, out=str(out), keys=keys, shuffle_seed=seed), plans, backwards)
     facts = finish_folder(str(out), written)
     drop_plan(str(out))
-    return facts | {name: [p[name] for p in planned] for name in ("counts", "broken", "spans", "found")}
+    facts["not_in_pool"] = not_in_pool
+    return facts | {name: [p[name] for p in planned] for name in ("counts", "broken", "spans")}
 
 
 def run(work: Callable[[Any], Any], items: list[Any], backwards: bool) -> list[Any]:

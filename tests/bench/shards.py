@@ -6,6 +6,8 @@ out, and ours is plan and writing without Spark's.  Winnow syncs each shard to d
 does not, so there is a row with `cp` and `sync` too.  The last column is the same ratio in CPU seconds (user and
 system, the peer's imports taken off), which a busy machine distorts less.
 
+`--growth` compares winnow with itself instead, on ten times the rows in shards of the same size.
+
 The peer is DataComp's resharder.py (github.com/mlfoundations/datacomp), run by an interpreter that has what it imports:
     python tests/bench/shards.py --peer "peer-venv/bin/python resharder.py"
 """
@@ -112,8 +114,8 @@ def write_shards(folder: Path, workers: Any, *, keys: str, spans: bool, seed: in
     prepare_folder(out, "bench")
     plan = partial(plan_part, subset_url=subset, out=out, scores=str(folder / "scores") if spans else None)
     planned = workers.map(partial(with_cpu, work=plan), pool, 1)
-    lines = [part["lines"] for part, _ in planned]
-    plans = plan_shards(pool, lines, ROWS_PER_SHARD, out=out, num_uids=len(np.load(subset)))
+    told, num_uids = [part for part, _ in planned], len(np.load(subset))
+    plans, _ = plan_shards(pool, told, ROWS_PER_SHARD, out=out, num_uids=num_uids)
     write = partial(write_shard, parts=pool, out=out, keys=keys, shuffle_seed=seed)
     written = workers.map(partial(with_cpu, work=write), plans, 1)
     finish_folder(out, [shard for shard, _ in written])
@@ -168,6 +170,17 @@ def bench(folder: Path, workers: Any, image_bytes: int, args: argparse.Namespace
                 compare(f"{name} / cp{' + sync' if sync else ''}", ours, partial(copy, folder, sync=sync), args.repeats)
 
 
+def bench_growth(folder: Path, workers: Any, image_bytes: int, args: argparse.Namespace) -> None:
+    """Print how many times as long ten times the rows take, by the clock and in CPU seconds."""
+    folders = [folder / str(n) for n in (args.rows, 10 * args.rows)]
+    for each, num_rows in zip(folders, (args.rows, 10 * args.rows), strict=True):
+        make_pool(each, num_rows=num_rows, image_bytes=image_bytes)
+        tables = [pq.read_table(p.table, columns=["uid"])["uid"] for p in list_parts(str(each / "pool"))]
+        write_subset(str(each / "subset.npy"), np.concatenate([parse_uids(uids) for uids in tables]))
+    small, large = (partial(write_shards, each, workers, keys="source", spans=True) for each in folders)
+    compare(f"{image_bytes // 1000} kB, {10 * args.rows:,} rows / {args.rows:,} rows", small, large, args.repeats)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=shlex.split, help="command that runs DataComp's resharder.py")
@@ -176,6 +189,7 @@ def main() -> int:
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.3])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--growth", action="store_true", help="ROWS against ten times as many, and no peer")
     parser.add_argument("--folder", help="where to work (default: the temporary folder)")
     args = parser.parse_args()
     args.imports_s = run_child([*args.peer, "--help"])[1][1] if args.peer else 0.0
@@ -183,7 +197,7 @@ def main() -> int:
     with multiprocessing.get_context("spawn").Pool(args.processes) as workers:
         for image_bytes in args.image_bytes:
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-                bench(Path(folder), workers, image_bytes, args)
+                (bench_growth if args.growth else bench)(Path(folder), workers, image_bytes, args)
     return 0
 
 

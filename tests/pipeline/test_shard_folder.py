@@ -189,8 +189,7 @@ def test_shards_of_a_plan_without_a_part_are_not_taken_for_the_whole(make_pool: 
 
     def write() -> list[str]:
         planned = [plan_part(part, subset_url=subset, out=str(out)) for part in parts]
-        lines, digests = [p["lines"] for p in planned], [p["digest"] for p in planned]
-        for plan in plan_shards(parts, lines, 3, out=str(out), num_uids=12, digests=digests):
+        for plan in plan_shards(parts, planned, 3, out=str(out), num_uids=12)[0]:
             write_shard(plan, parts=parts, out=str(out), keys="source", shuffle_seed=None)
         return [row.key for tar in sorted(out.glob("*.tar")) for row in read_rows(str(tar))]
 

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 from made_shards import contents_of, keys_of, spans_of, uid, write_all
 from toy import render, toy_row, write_part
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PoolError
 from pipeline.pool import list_parts
 from pipeline.shard_folder import (
     drop_plan,
@@ -32,7 +33,7 @@ def test_bytes_captions_keys_and_json_pass_untouched(make_pool: MakePool, tmp_pa
     pool, out = make_pool(20, 3), tmp_path / "shards"
     kept = [1, 2, 7, 8, 13, 19]
     facts = write_all(pool, [uid(n) for n in kept], out, rows_per_shard=4)
-    assert facts["rows"] == sum(facts["found"]) == 6 and facts["num_shards"] == 2
+    assert facts["rows"] == 6 and facts["not_in_pool"] == 0 and facts["num_shards"] == 2
     source = {row.key: row for tar in sorted(pool.glob("*.tar")) for row in read_rows(str(tar))}
     written = [row for tar in sorted(out.glob("*.tar")) for row in read_rows(str(tar))]
     assert [row.key for row in written] == [f"{n:09d}" for n in kept]
@@ -195,8 +196,8 @@ def test_on_a_remote_store_the_same_bytes_come_out(make_pool: MakePool, tmp_path
     url = f"memory://{tmp_path.name}{seed}"
     write_all(pool, uids, tmp_path / "here", rows_per_shard=3, seed=seed)
     subset, out, parts = str(tmp_path / "subset.npy"), f"{url}/out", list_parts(f"{url}/pool")
-    lines = [plan_part(part, subset_url=subset, out=out)["lines"] for part in parts]
-    plans = plan_shards(parts, lines, 3, out=out, num_uids=len(uids))
+    planned = [plan_part(part, subset_url=subset, out=out) for part in parts]
+    plans, _ = plan_shards(parts, planned, 3, out=out, num_uids=len(uids))
     finish_folder(out, [write_shard(p, parts=parts, out=out, keys="source", shuffle_seed=seed) for p in plans])
     drop_plan(out)
     there = {name.rsplit("/", 1)[1]: store.cat(name) for name in store.ls(f"/{tmp_path.name}{seed}/out", detail=False)}
@@ -232,6 +233,38 @@ def test_rows_of_two_sources_with_equal_keys_stay_apart(make_pool: MakePool, tmp
     write_all(Path(f"{one}::{two}"), [uid(2), others[2]], out, rows_per_shard=10)
     assert keys_of(out) == [["000000002", "000000002-1"]]
     assert len(list_parts(str(out))) == 1 and len(list(read_rows(str(out / "00000000.tar")))) == 2
+
+
+def test_a_uid_of_two_parts_hides_none_that_is_absent(tmp_path: Path) -> None:
+    """Rows without an image are in the pool too; each entry of a uid that stands in the subset twice counts."""
+    images = {"0": {toy_row(0)["key"]: render("red"), toy_row(1)["key"]: None}, "1": {toy_row(0)["key"]: render("red")}}
+    for name, of_part in images.items():
+        write_part(tmp_path / "p", name, [toy_row(n) for n in range(len(of_part))], of_part)
+    uids = [uid(n) for n in (0, 0, 1, 1, 2, 2, 2, 3)]
+    facts = write_all(tmp_path / "p", uids, tmp_path / "out", rows_per_shard=10)
+    assert facts["not_in_pool"] == 4 and facts["rows"] == 4
+    assert [counts["failed"] for counts in facts["counts"]] == [{"missing_image": 2}, {}]
+
+
+@pytest.mark.parametrize("keys", ["source", "uid"])
+def test_a_tar_of_other_rows_in_the_same_size_and_time_is_noticed(
+    make_pool: MakePool, tmp_path: Path, keys: str
+) -> None:
+    pool, scores = make_pool(6, 1), tmp_path / "scores"
+    spans_of(pool, scores)
+    tar = pool / "00000000.tar"
+    before, patched = tar.stat(), bytearray(tar.read_bytes())
+    with tarfile.open(tar) as archive:
+        for member in [member for member in archive if member.name.startswith("000000004.")]:
+            member.name = member.name.replace("4", "7")
+            patched[member.offset : member.offset + 512] = member.tobuf(tarfile.GNU_FORMAT)
+    tar.write_bytes(patched)
+    os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns))
+    write = partial(write_all, pool, out=tmp_path / "out", rows_per_shard=10, keys=keys, scores=scores)
+    assert write([uid(n) for n in range(6) if n != 4])["rows"] == 5
+    with pytest.raises(PoolError, match=r"does not have row '000000004'"):
+        write([uid(n) for n in range(6)])
+    assert not list((tmp_path / "out").glob(".tmp-*"))
 
 
 def test_uid_of_several_rows_is_written_once_for_each(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyspark
 import pytest
@@ -41,12 +42,17 @@ class Site:
 
     def executors_of_tasks(self, last: int) -> list[set[str]]:
         """Return for each of the last applications the executors that finished tasks of it (from Spark's event log)."""
-        found = []
-        for log in sorted((self.folder / "events").iterdir(), key=lambda p: p.stat().st_mtime_ns)[-last:]:
-            events = [json.loads(line) for line in log.read_text().splitlines()]
-            ended = [e["Task Info"] for e in events if e["Event"] == "SparkListenerTaskEnd"]
-            found.append({task["Executor ID"] for task in ended if not task["Failed"]})
-        return found
+        ended = [self.tasks_of(log, "SparkListenerTaskEnd") for log in self.logs()[-last:]]
+        return [{task["Executor ID"] for task in tasks if not task["Failed"]} for tasks in ended]
+
+    def logs(self) -> list[Path]:
+        """Return the event logs of all applications, the latest last."""
+        return sorted((self.folder / "events").iterdir(), key=lambda p: p.stat().st_mtime_ns)
+
+    def tasks_of(self, log: Path, event: str) -> list[dict[str, Any]]:
+        """Return what an event log says of each task when it started, or ended."""
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        return [e["Task Info"] for e in events if e["Event"] == event]
 
 
 def make_bare_python(folder: Path, environment: dict[str, str]) -> str:
@@ -83,14 +89,17 @@ def spark_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def standalone(spark_site: Site) -> Iterator[Site]:
-    """A running master with two registered workers of one core each; all killed at the end, whatever happens."""
+    """A running master with two registered workers of one core each; all killed at the end, whatever happens.
+
+    They have two loopback addresses: Spark starts no second attempt of a task on the host of the first.
+    """
     port, web = _free_port(), _free_port()
     url = f"spark://127.0.0.1:{port}"
     prefix = "org.apache.spark.deploy."
     commands = [[prefix + "master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", str(web)]]
-    worker = [prefix + "worker.Worker", url, "--host", "127.0.0.1", "--webui-port", "0"]
-    worker += ["--cores", "1", "--memory", "1g"]
-    commands += [[*worker, "--work-dir", str(spark_site.folder / f"worker{n}")] for n in range(2)]
+    worker = [prefix + "worker.Worker", url, "--webui-port", "0", "--cores", "1", "--memory", "1g"]
+    own = (["--host", f"127.0.0.{n + 1}", "--work-dir", str(spark_site.folder / f"worker{n}")] for n in range(2))
+    commands += [[*worker, *words] for words in own]
     with contextlib.ExitStack() as stack:
         for number, command in enumerate(commands):
             stack.enter_context(_daemon(command, spark_site, spark_site.folder / f"daemon{number}.log"))

@@ -8,11 +8,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyspark
 import pytest
+from toy import render, toy_row, write_part
 
 from jobs.recipes import load_recipe
 from jobs.stage_score import run_score
@@ -21,6 +23,7 @@ from jobs.stage_shards import run_shards
 from jobs.zip_code import write_zip
 from pipeline.manifest import read_manifest
 
+SHORT_PARTS, SLOW_ROWS = 10, 2000
 ROOT = Path(__file__).parent.parent.parent
 SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
 RECIPE = """
@@ -42,6 +45,13 @@ def look(number):
 
 with open_session(sys.argv[1] if sys.argv[1:] else None) as session:
     print(json.dumps({"found": run_each(session, look, range(4), what="probe", quiet=True), "path": sys.path}))
+"""
+
+SPECULATION = """spark.speculation true
+spark.speculation.interval 50ms
+spark.speculation.multiplier 1.01
+spark.speculation.quantile 0.1
+spark.speculation.efficiency.enabled false
 """
 
 pytestmark = pytest.mark.spark
@@ -163,3 +173,24 @@ def test_jobs_on_a_local_cluster(
     assert files_of(cluster) == files_of(local)
     score, _, shards = spark_site.executors_of_tasks(3)
     assert score == shards == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_two_attempts_of_one_task_at_once_leave_the_same_bytes(
+    standalone: Any, spark: Any, recipe: Path, tmp_path: Path
+) -> None:
+    """The last part takes far longer than most: when they are done, Spark starts it a second time elsewhere."""
+    pool, local, cluster, conf = (tmp_path / name for name in ("pool", "local", "cluster", "conf"))
+    numbers = count()
+    for part, num_rows in enumerate([*[2] * SHORT_PARTS, SLOW_ROWS]):
+        rows = [toy_row(next(numbers)) for _ in range(num_rows)]
+        write_part(pool, f"{part:08d}", rows, {row["key"]: render("red") for row in rows})
+    conf.mkdir()
+    defaults = (standalone.folder / "conf" / "spark-defaults.conf").read_text()
+    (conf / "spark-defaults.conf").write_text(defaults + SPECULATION)
+    words = ["score", str(recipe), "--pool", str(pool), "--out", str(cluster), "--master", standalone.master]
+    run(standalone, [sys.executable, "-m", "jobs", *words], SPARK_CONF_DIR=str(conf))
+    run_score(lambda: spark, str(pool), load_recipe(str(recipe), []).score, str(local), quiet=True)
+    assert files_of(cluster) == files_of(local)
+    started = standalone.tasks_of(standalone.logs()[-1], "SparkListenerTaskStart")
+    assert any(task["Speculative"] for task in started)

@@ -36,6 +36,8 @@ AUTO = "auto"
 CONFIGS = "clip_models"
 """Folder of winnow's own tiny architectures, in open_clip's config format."""
 HUB_PREFIX = "hf-hub:"
+QUICK_GELU = "-quickgelu"
+"""Ends the names of architectures whose activation is QuickGELU."""
 MISFITS = ("size mismatch", "Missing key", "Unexpected key", "pos_embed width changed")
 """What torch and open_clip say of a checkpoint that belongs to another architecture."""
 
@@ -90,7 +92,23 @@ def find_clip(model: str) -> ClipSource:
         import open_clip
 
         check_name(tag, open_clip.list_pretrained_tags_by_model(architecture), kind=f"pretrained tag of {architecture}")
-    return ClipSource(architecture, tag if slash else None)
+        return ClipSource(_match_activation(architecture, tag), tag)
+    return ClipSource(architecture)
+
+
+def _match_activation(architecture: str, tag: str) -> str:
+    """Return the architecture with the activation that the tag's weights were trained with.
+
+    OpenAI's, DFN's and others' use QuickGELU; open_clip 3.3 opens them without it when the architecture's name does not
+    say so, with a warning, and their scores are wrong.
+    """
+    open_clip = _open_clip()
+    trained_with = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
+    if not trained_with or open_clip.get_model_config(architecture).get("quick_gelu", False):
+        return architecture
+    if architecture + QUICK_GELU not in list_architectures():
+        raise ModelError(f"{architecture}/{tag} needs QuickGELU, and open_clip has no {architecture}{QUICK_GELU}.")
+    return architecture + QUICK_GELU
 
 
 def _find_in_run(folder: str) -> ClipSource:

@@ -19,6 +19,7 @@ from pipeline.schemas import (
     CLASS_EXTENSION,
     IMAGE_EXTENSIONS,
     REASON_MISSING_IMAGE,
+    REASON_MISSING_LABEL,
     REASON_TRUNCATED_TAR,
     TAR_SUFFIX,
 )
@@ -31,7 +32,6 @@ TYPE_FILE = "dataset_type.txt"
 NUM_TARS_FILE = "test/nshards.txt"
 CLASSIFICATION = "classification"
 PLACEHOLDER = "{c}"
-REASON_MISSING_LABEL = "missing_label"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import importlib.resources
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,17 @@ import yaml
 from eval38.config import EvalConfig
 from pipeline.config import config, override, read_config, read_yaml
 from pipeline.errors import ConfigError, check_file_name, check_name
-from pipeline.select import Step
+from pipeline.kmeans import FitConfig
+from pipeline.schemas import CENTROIDS, TARGETS
+from pipeline.select import Step, expand_uses
 from pipeline.shards import ShardConfig
-from pipeline.storage import exists
-from training.config import TrainConfig
+from pipeline.storage import exists, join
+from training.config import NO_AUGMENT, Augment, FineTune, TrainConfig, follow
 
 NETWORK_PREFIX = "network:"
 """`model: network:dfn` in a score entry names a filter network of the same recipe."""
+FIT = "fit"
+"""`fit: in1k` in a score entry names a fit of the same recipe: its centroids and targets."""
 
 
 @config
@@ -27,6 +31,16 @@ class Network:
     data: Literal["clean", "pool"]
     """What it is trained on: the clean pairs (--clean), which makes it a DFN, or the raw pool."""
     train: TrainConfig
+    init: str | None = None
+    """Weights to start from: an open_clip tag of train.model, hub id, ARCHITECTURE@FILE or run folder; none: fresh."""
+    augment: Augment = NO_AUGMENT
+    """What is done to images in both phases; a phase's own train.augment goes before it."""
+    finetune: FineTune | None = None
+    """A second phase on other sets, and how the weights before and after it are mixed."""
+
+    def __post_init__(self) -> None:
+        if self.finetune:
+            follow(self.train, self.finetune)
 
 
 @config
@@ -38,6 +52,8 @@ class Recipe:
     """Paper and section, or what the recipe is for."""
     networks: dict[str, Network] = field(default_factory=dict)
     """Filter networks to train first, by name."""
+    fit: dict[str, FitConfig] = field(default_factory=dict)
+    """Clusters to find in stored embeddings, by name; `winnow fit` makes them, image_cluster filters read them."""
     score: list[dict[str, Any]] = field(default_factory=list)
     """Filters in order: {filter: KIND, name: NAME, option: value}; `winnow filters` lists them."""
     subsets: dict[str, list[Step]] = field(default_factory=dict)
@@ -57,7 +73,8 @@ def builtin_recipes() -> dict[str, dict[str, Any]]:
 def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
     """Return a built-in recipe or the one in a YAML file, with overrides; None starts from nothing but defaults.
 
-    Raises ConfigError naming the bad field, or (did you mean) an unknown recipe.
+    A step that uses another subset has that subset's steps.
+    Raises ConfigError naming the bad field, or (did you mean) an unknown recipe or subset.
     """
     values: dict[str, Any] = {"name": "command line"}
     if name is not None and (name.endswith((".yaml", ".yml")) or Path(name).suffix):
@@ -70,18 +87,40 @@ def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
         values = {"name": name} | builtin[name]
     recipe = read_config(Recipe, override(values, overrides), where="recipe")
     check_names(recipe)
-    return recipe
+    return replace(recipe, subsets=expand_uses(recipe.subsets))
 
 
 def check_names(recipe: Recipe) -> None:
     """Raise ConfigError when a score entry names a network that is not trained, or a name cannot name a folder."""
-    for kind, names in (("network", recipe.networks), ("subset", recipe.subsets)):
+    for kind, names in (("network", recipe.networks), ("fit", recipe.fit), ("subset", recipe.subsets)):
         for name in names:
             check_file_name(name, kind=kind)
     for entry in recipe.score:
         model = entry.get("model")
         if isinstance(model, str) and model.startswith(NETWORK_PREFIX):
             check_name(model.removeprefix(NETWORK_PREFIX), recipe.networks, kind="network")
+        if FIT in entry:
+            check_name(str(entry[FIT]), recipe.fit, kind="fit")
+
+
+def place_entry(entry: dict[str, Any], *, networks: str | None = None, fits: str | None = None) -> dict[str, Any]:
+    """Return a score entry with the files in place of the network or fit that it names, made in these folders.
+
+    Raises ConfigError when the folder is not known.
+    """
+    model = entry.get("model")
+    if isinstance(model, str) and model.startswith(NETWORK_PREFIX):
+        if networks is None:
+            raise ConfigError(
+                f"score entry {entry!r} uses a network that `winnow run` trains. Name its folder as model."
+            )
+        entry = entry | {"model": join(networks, model.removeprefix(NETWORK_PREFIX))}
+    if FIT in entry:
+        if fits is None:
+            raise ConfigError(f"score entry {entry!r} needs what `winnow fit` makes. Say where that is with --fits.")
+        files = {"centroids": join(fits, entry[FIT], CENTROIDS), "targets": join(fits, entry[FIT], TARGETS)}
+        entry = files | {name: value for name, value in entry.items() if name != FIT}
+    return entry
 
 
 def require_train(recipe: Recipe) -> TrainConfig:

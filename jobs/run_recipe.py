@@ -1,21 +1,23 @@
 """winnow run: every stage of a recipe, each skipped when it is already done.
 
-RUN/networks/<name>  RUN/scores  RUN/subsets  RUN/shards/<subset>  RUN/runs/<subset>  RUN/eval/<subset>  RUN/report.html
+RUN/networks/<name>  RUN/fits/<name>  RUN/scores  RUN/subsets  RUN/shards/<subset>  RUN/runs/<subset>
+RUN/eval/<subset>  RUN/report.html
 """
 
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from eval38.evaluate import evaluate
 from eval38.table import format_comparison
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
-from jobs.recipes import NETWORK_PREFIX, Recipe, load_recipe
+from jobs.recipes import FIT, Recipe, load_recipe, place_entry
+from jobs.stage_fit import run_fit
+from jobs.stage_networks import run_network
 from jobs.stage_score import run_score
 from jobs.stage_select import run_select
 from jobs.stage_shards import run_shards
-from jobs.stages import RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
+from jobs.stages import FITS_FOLDER, RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
 from pipeline.config import as_mapping
 from pipeline.errors import ConfigError, StageError, check_name
 from pipeline.filesystem import find_place
@@ -28,7 +30,7 @@ from pipeline.storage import exists, join, remove, write_bytes
 from pipeline.subset import SUBSET_SUFFIX
 from training.run import train
 
-FOLDERS = ("networks", SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER, "runs", "eval")
+FOLDERS = ("networks", FITS_FOLDER, SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER, "runs", "eval")
 STAGES = ("networks", "score", "select", "shards", "train", "eval")
 EXAMPLE = """  winnow run dfn-tiny --pool pools/cifar-web --clean pools/cifar-hq --eval-data eval --out out
   winnow run dfn-tiny --pool pools/openstax --clean pools/cifar-hq --out out2 --until shards
@@ -98,16 +100,22 @@ def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str) ->
         parents = {str(network.data): pool_identity(list_parts(data))}
         print(f"winnow: network {name} on {data}", file=sys.stderr)
         with timed(out, "train network", name):
-            train(network.train, data=data, out=join(out, "networks", name), parents=parents)
+            run_network(network, data=data, out=join(out, "networks", name), parents=parents)
 
 
 def curate(
     recipe: Recipe, *, pool: str, out: str, master: str | None, stages: Sequence[str], tasks_per_gpu: int = 1
 ) -> None:
     """Score, select and write shards on one Spark session."""
-    entries = [_place_network(entry, out) for entry in recipe.score]
-    scores, subsets = join(out, SCORES_FOLDER), join(out, SUBSETS_FOLDER)
+    fits, scores, subsets = (join(out, name) for name in (FITS_FOLDER, SCORES_FOLDER, SUBSETS_FOLDER))
+    entries = [place_entry(entry, networks=join(out, "networks"), fits=fits) for entry in recipe.score]
     with lazy_session(master, name=f"winnow {recipe.name}") as start:
+        if recipe.fit and (first := [done for done, e in zip(entries, recipe.score, strict=True) if FIT not in e]):
+            with timed(out, "score", "before fit"):
+                run_score(start, pool, first, scores, tasks_per_gpu=tasks_per_gpu)
+        for name, config in recipe.fit.items():
+            with timed(out, "fit", name):
+                run_fit(start, config, join(fits, name), pool=pool, scores=scores if first else None)
         with timed(out, "score"):
             run_score(start, pool, entries, scores, tasks_per_gpu=tasks_per_gpu)
         for name, steps in recipe.subsets.items() if "select" in stages else ():
@@ -117,13 +125,6 @@ def curate(
             with timed(out, "shards", name):
                 subset = join(subsets, name + SUBSET_SUFFIX)
                 run_shards(start, pool, subset, recipe.shards, join(out, SHARDS_FOLDER, name), scores=scores)
-
-
-def _place_network(entry: dict[str, Any], out: str) -> dict[str, Any]:
-    model = entry.get("model")
-    if isinstance(model, str) and model.startswith(NETWORK_PREFIX):
-        return entry | {"model": join(out, "networks", model.removeprefix(NETWORK_PREFIX))}
-    return entry
 
 
 def train_subsets(recipe: Recipe, out: str) -> None:

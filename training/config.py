@@ -1,14 +1,59 @@
 """TrainConfig: the choices of one training run.  A recipe's `train:` block is read into it."""
 
 import math
+from dataclasses import field
 from typing import Any, Literal
 
-from pipeline.config import as_mapping, config
+from pipeline.config import as_mapping, config, read_config
 from pipeline.errors import ConfigError, check_name
 
 PRECISIONS = ("fp32", "bf16")
 FREE_FIELDS = ("num_workers", "checkpoint_every_steps", "log_every_steps")
 """Fields that change how a run goes but not the weights it ends with; no part of its identity."""
+LATER_FIELDS = ("augment", "heldout")
+"""Fields that say nothing while they are empty, so runs made before there were such fields keep their identity."""
+
+
+def _check_range(
+    name: str, value: float | None, *, low: float, below: float = math.inf, most: float = math.inf
+) -> None:
+    if value is None or (low <= value < below and value <= most):
+        return
+    bounds = "above 0" if 0 < low < 1 else f"at least {low}"
+    bounds += "" if below == math.inf else f" and below {below}"
+    raise ConfigError(f"{name} is {value}; it must be {bounds}{'' if most == math.inf else f' and at most {most}'}.")
+
+
+@config
+class Augment:
+    """What is done to an image in training.  Names and meanings are open_clip's aug_cfg, but for flip_prob, its own.
+
+    The DFN paper uses "additional augmentation" and does not name the operations; all of these are off by default.
+    """
+
+    scale: tuple[float, float] | None = None
+    """Bounds of the random crop's share of the image area; null: the model's own, (0.9, 1) in open_clip."""
+    flip_prob: float = 0.0
+    """Chance of a horizontal flip.  It makes captions with `left`, `right` or legible text wrong."""
+    color_jitter: tuple[float, float, float, float] | None = None
+    """Strength of brightness, contrast, saturation and hue changes, torchvision's ColorJitter; hue at most 0.5."""
+    color_jitter_prob: float = 0.0
+    """Chance that an image is jittered."""
+    gray_scale_prob: float = 0.0
+    """Chance that an image loses its colours."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip_prob", "color_jitter_prob", "gray_scale_prob"):
+            _check_range(f"augment.{name}", getattr(self, name), low=0, most=1)
+        if self.scale and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f"augment.scale is {self.scale}; it must be two shares in (0, 1], the smaller first.")
+        if self.color_jitter_prob and self.color_jitter is None:
+            raise ConfigError("augment.color_jitter_prob needs color_jitter, such as [0.4, 0.4, 0.4, 0.1].")
+        for strength, most in zip(self.color_jitter or (), (math.inf, math.inf, math.inf, 0.5), strict=False):
+            _check_range("augment.color_jitter", strength, low=0, most=most)
+
+
+NO_AUGMENT = Augment()
 
 
 @config
@@ -40,8 +85,12 @@ class TrainConfig:
     """Greatest total gradient norm; null leaves gradients alone."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast: weights and optimiser stay float32."""
+    augment: Augment = NO_AUGMENT
+    """What is done to images besides the model's own random crop."""
+    heldout: int = 0
+    """Rows kept out of training, drawn by the seed, so that retrieval can be measured on them."""
     seed: int = 0
-    """Decides fresh weights, the order of rows, crops and dropout."""
+    """Decides fresh weights, the order of rows, crops, captions, held-out rows and dropout."""
     num_workers: int = 0
     """Loader processes; 0 loads in a thread.  Batches are the same."""
     checkpoint_every_steps: int = 500
@@ -53,7 +102,7 @@ class TrainConfig:
         check_name(self.precision, PRECISIONS, kind="precision")
         for name in ("samples", "batch_size", "checkpoint_every_steps", "log_every_steps"):
             _check_range(name, getattr(self, name), low=1)
-        for name in ("weight_decay", "warmup_steps", "seed", "num_workers"):
+        for name in ("weight_decay", "warmup_steps", "seed", "num_workers", "heldout"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("learning_rate", "eps", "grad_clip_norm"):
             _check_range(name, getattr(self, name), low=math.ulp(0.0))
@@ -68,13 +117,6 @@ class TrainConfig:
         return self.samples // self.batch_size
 
 
-def _check_range(name: str, value: float | None, *, low: float, below: float = math.inf) -> None:
-    if value is None or low <= value < below:
-        return
-    bounds = "above 0" if 0 < low < 1 else f"at least {low}"
-    raise ConfigError(f"{name} is {value}; it must be {bounds}{'' if below == math.inf else f' and below {below}'}.")
-
-
 def _check_budget(samples: int, batch_size: int) -> None:
     if batch_size < 2:
         raise ConfigError(f"batch_size is {batch_size}; a contrastive batch needs at least 2 rows.")
@@ -86,4 +128,56 @@ def _check_budget(samples: int, batch_size: int) -> None:
 
 def describe_choices(config: TrainConfig) -> dict[str, Any]:
     """Return the fields that decide the weights, ready for a manifest."""
-    return {name: value for name, value in as_mapping(config).items() if name not in FREE_FIELDS}
+    silent = {name for name in LATER_FIELDS if getattr(config, name) in (0, NO_AUGMENT)}
+    return {name: value for name, value in as_mapping(config).items() if name not in silent.union(FREE_FIELDS)}
+
+
+@config
+class SetConfig:
+    """One set to fine-tune on: captioned pairs, or a classification set whose captions are made from templates."""
+
+    pairs: str | None = None
+    """Pool or shards: folder, glob, brace range, a::b."""
+    classes: str | None = None
+    """A hub folder (wds_<task>_train: classnames.txt, train/nshards.txt, train/0.tar ...) or one folder per class."""
+    templates: list[str] = field(default_factory=list)
+    """Prompts with {c}; none: those in the folder's zeroshot_classification_templates.txt."""
+    share: float | None = None
+    """Of every epoch, relative to the other sets' and exact to the row; null: by size, every row once an epoch."""
+    name: str = ""
+    """In manifests; '' takes the last part of the path."""
+
+    def __post_init__(self) -> None:
+        if (self.pairs is None) == (self.classes is None):
+            raise ConfigError(f"a set has either pairs or classes: pairs is {self.pairs}, classes is {self.classes}.")
+        if self.pairs and self.templates:
+            raise ConfigError(f"set {self.pairs!r} has captions of its own: templates are for classes.")
+        _check_range("share", self.share, low=math.ulp(0.0))
+
+
+@config
+class FineTune:
+    """The second phase of a filter network: training on, then mixing the weights before and after (ensemble.py)."""
+
+    sets: list[SetConfig]
+    train: dict[str, Any]
+    """Fields of a train block; what it does not say is as in the first phase."""
+    ensemble: float = 0.5
+    """Share of the fine-tuned weights, in [0, 1].  DFN's is not published."""
+    sweep: list[float] = field(default_factory=list)
+    """Shares that get a checkpoint each.  With train.heldout the network is the one of best held-out retrieval."""
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise ConfigError("finetune.sets is empty: name at least one set.")
+        for share in (self.ensemble, *self.sweep):
+            _check_range("finetune.ensemble or sweep", share, low=0, most=1)
+        for name in ("model", "heldout"):
+            if name in self.train:
+                raise ConfigError(f"finetune.train.{name} is that of the first phase: set train.{name} instead.")
+
+
+def follow(first: TrainConfig, finetune: FineTune) -> TrainConfig:
+    """Return the choices of the second phase.  Raises ConfigError for some that do not go together."""
+    values = as_mapping(first) | {"heldout": 0} | finetune.train
+    return read_config(TrainConfig, values, where="finetune.train")

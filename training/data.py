@@ -1,6 +1,7 @@
 """Index + order -> batches.  A batch is a pure function of (data, batch size, seed, step): workers change nothing.
 
-An image that cannot be decoded is replaced by another row, chosen by (seed, position, attempt), and reported.
+Of a row with several captions one is drawn by (seed, position), and a position is an epoch and a place in it.
+An image that cannot be decoded is replaced by another row of its set, by (seed, position, attempt), and reported.
 B rows in the batch, H and W pixels, C = 3 channels, L tokens.
 """
 
@@ -18,7 +19,7 @@ from pipeline.errors import StageError
 from pipeline.images import UnreadableImage, decode_image
 from training.images import NUM_DRAWS, Crop, crop_image
 from training.index import RowIndex, TarReader
-from training.order import draw_uniform, replacement_row, rows_at
+from training.order import draw_uniform, mixed_rows_at, replacement_row
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 100
@@ -49,18 +50,22 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of one step, counted from 0."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        rows = rows_at(positions, num_rows=self.index.num_rows, seed=self.seed)
-        uniform = draw_uniform(self.seed, np.arange(positions.start, positions.stop), NUM_DRAWS).tolist()
+        sets = [(part.num_rows, part.per_epoch) for part in self.index.sets]
+        rows = mixed_rows_at(positions, sets=sets, seed=self.seed)
+        uniform_BD = draw_uniform(self.seed, np.arange(positions.start, positions.stop), NUM_DRAWS + 1)
+        uniform = uniform_BD.tolist()
         pixel_BHWC = np.empty((len(positions), self.crop.height_px, self.crop.width_px, 3), np.uint8)
         unreadable: list[int] = []
         for slot, position in enumerate(positions):
             rows[slot], pixel_BHWC[slot] = self._read(int(rows[slot]), position, uniform[slot], unreadable)
-        token_BL = self.index.token_UL[self.index.caption_N[rows]]
+        caption_B = (uniform_BD[:, NUM_DRAWS] * self.index.num_captions_N[rows]).astype(np.int64)
+        token_BL = self.index.token_UL[self.index.caption_N[rows] + caption_B]
         found = torch.tensor(unreadable, dtype=torch.int64)
         return Batch(torch.from_numpy(pixel_BHWC), torch.from_numpy(token_BL), torch.from_numpy(rows), found)
 
     def _read(self, row: int, position: int, uniform: list[float], unreadable: list[int]) -> tuple[int, np.ndarray]:
         """Return the row and crop for a position, after adding to `unreadable` every row that had to be passed over."""
+        first, num_rows = self.index.find_set(row)
         for attempt in range(1, MAX_ATTEMPTS + 1):
             place = (int(a[row]) for a in (self.index.tar_N, self.index.offset_N, self.index.size_N))
             try:
@@ -68,7 +73,7 @@ class Batches(Dataset[Batch]):
             except UnreadableImage as error:
                 unreadable.append(row)
                 last = f"row {row} of {self.index.num_rows}: {error}"
-            row = replacement_row(self.seed, position, attempt, num_rows=self.index.num_rows)
+            row = first + replacement_row(self.seed, position, attempt, num_rows=num_rows)
         raise StageError(
             f"train: {MAX_ATTEMPTS} rows in turn had no readable image, the last {last}. Check the shards."
         )

@@ -1,12 +1,14 @@
 """Image -> cropped pixels -> normalised floats: open_clip's train transform, taken apart so that none is wasted.
 
-The transform is RandomResizedCrop (bicubic, antialiased), RGB, ToTensor, Normalize.  Here the crop's randomness comes
-from given numbers instead of torch's global state, batches travel as uint8, and normalising happens once per batch on
-the training device.  For equal crop boxes the floats are bit-equal (tests/training/test_train_images.py).
-Source: open_clip 3.3.0 transform.py image_transform; torchvision 0.29 RandomResizedCrop.get_params.
+The transform is RandomResizedCrop (bicubic, antialiased), RGB, a flip (winnow's own), colour jitter, grayscale,
+ToTensor, Normalize.  Here the randomness comes from given numbers instead of torch's and Python's global states,
+batches travel as uint8, and normalising happens once per batch on the training device.  For equal crop boxes and
+factors the floats are bit-equal (tests/training/test_train_images.py, test_dfn_augment.py).
+Source: open_clip 3.3.0 transform.py image_transform; torchvision 0.29 RandomResizedCrop.get_params, ColorJitter.
 B rows in the batch, C = 3 channels, H and W pixels.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +17,33 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import functional
 
 from pipeline.errors import ModelError
+from training.config import NO_AUGMENT, Augment
 
 NUM_TRIES = 10
-NUM_DRAWS = 4 * NUM_TRIES
+NUM_CROP_DRAWS = 4 * NUM_TRIES
 """Random numbers one crop may need: area, aspect, top and left for each try."""
+FLIP_DRAW, JITTER_DRAW, ORDER_DRAW, GRAY_DRAW = range(NUM_CROP_DRAWS, NUM_CROP_DRAWS + 4)
+FACTOR_DRAWS = slice(GRAY_DRAW + 1, GRAY_DRAW + 5)
+NUM_DRAWS = FACTOR_DRAWS.stop
+"""Random numbers one image may need.  Each has its own column, so that no operation moves another's."""
+ORDERS = tuple(itertools.permutations(range(4)))
+"""Orders in which brightness, contrast, saturation and hue are changed."""
+NEUTRALS = (1.0, 1.0, 1.0, 0.0)
+"""The factor of each that changes nothing."""
+CHANGES = (
+    functional.adjust_brightness,
+    functional.adjust_contrast,
+    functional.adjust_saturation,
+    functional.adjust_hue,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """What a model's train transform does."""
+    """What a model's train transform does, and what is added to it."""
 
     height_px: int
     width_px: int
@@ -35,9 +53,10 @@ class Crop:
     """Bounds of the crop's width / height."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    augment: Augment
 
 
-def read_crop(transform: Any) -> Crop:
+def read_crop(transform: Any, augment: Augment = NO_AUGMENT) -> Crop:
     """Return the settings of a train transform.  Raises ModelError if it is not of open_clip's plain form."""
     steps = list(getattr(transform, "transforms", ()))
     names = [type(step).__name__ for step in steps]
@@ -47,7 +66,8 @@ def read_crop(transform: Any) -> Crop:
     if crop.interpolation.value != "bicubic":
         raise ModelError(f"the model's train transform resizes by {crop.interpolation.value}, not bicubic.")
     height, width = crop.size
-    return Crop(height, width, tuple(crop.scale), tuple(crop.ratio), tuple(normalize.mean), tuple(normalize.std))
+    scale, mean, std = augment.scale or tuple(crop.scale), tuple(normalize.mean), tuple(normalize.std)
+    return Crop(height, width, scale, tuple(crop.ratio), mean, std, augment)
 
 
 def choose_box(width: int, height: int, crop: Crop, uniform_D: Sequence[float]) -> tuple[int, int, int, int]:
@@ -56,7 +76,7 @@ def choose_box(width: int, height: int, crop: Crop, uniform_D: Sequence[float]) 
     Ten tries at an area and aspect that fit, then the largest centred crop of an allowed aspect, as torchvision does.
     """
     low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
-    for start in range(0, NUM_DRAWS, 4):
+    for start in range(0, NUM_CROP_DRAWS, 4):
         area, aspect, top, left = uniform_D[start : start + 4]
         pixels = width * height * (crop.scale[0] + area * (crop.scale[1] - crop.scale[0]))
         ratio = math.exp(low + aspect * (high - low))
@@ -74,9 +94,39 @@ def choose_box(width: int, height: int, crop: Crop, uniform_D: Sequence[float]) 
 
 
 def crop_image(image: Image.Image, crop: Crop, uniform_D: Sequence[float]) -> np.ndarray:
-    """Return uint8 (H, W, C): a random crop, resized as torchvision resizes PIL images."""
+    """Return uint8 (H, W, C): a random crop, resized as torchvision resizes PIL images, and augmented."""
     box = choose_box(image.width, image.height, crop, uniform_D)
-    return np.asarray(image.crop(box).resize((crop.width_px, crop.height_px), Image.Resampling.BICUBIC))
+    image = image.crop(box).resize((crop.width_px, crop.height_px), Image.Resampling.BICUBIC)
+    return np.asarray(augment_image(image, crop.augment, uniform_D))
+
+
+def augment_image(image: Image.Image, augment: Augment, uniform_D: Sequence[float]) -> Image.Image:
+    """Return the RGB image flipped, jittered and made grey, each if its number falls below its chance."""
+    if uniform_D[FLIP_DRAW] < augment.flip_prob:
+        image = functional.hflip(image)
+    if augment.color_jitter and uniform_D[JITTER_DRAW] < augment.color_jitter_prob:
+        factors = choose_factors(augment.color_jitter, uniform_D)
+        for kind in choose_order(uniform_D):
+            if augment.color_jitter[kind]:
+                image = CHANGES[kind](image, factors[kind])
+    if uniform_D[GRAY_DRAW] < augment.gray_scale_prob:
+        image = functional.rgb_to_grayscale(image, num_output_channels=3)
+    return image
+
+
+def choose_factors(strengths: Sequence[float], uniform_D: Sequence[float]) -> list[float]:
+    """Return the factors of brightness, contrast and saturation, in [max(0, 1 - s), 1 + s], and of hue, in [-s, s]."""
+    factors = []
+    for strength, neutral, share in zip(strengths, NEUTRALS, uniform_D[FACTOR_DRAWS], strict=True):
+        low, high = neutral - strength, neutral + strength
+        low = max(low, 0.0) if neutral else low
+        factors.append(low + share * (high - low))
+    return factors
+
+
+def choose_order(uniform_D: Sequence[float]) -> tuple[int, ...]:
+    """Return in which order the four are changed; all 24 are equally likely."""
+    return ORDERS[int(uniform_D[ORDER_DRAW] * len(ORDERS))]
 
 
 def normalise(pixel_BHWC: torch.Tensor, crop: Crop) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Tars -> an index: where each row's image lies, and the tokens of its caption.  Images are read later, by position.
+"""Tars -> an index: where each row's image lies, and the tokens of its captions.  Images are read later, by position.
 
 Reads every tar once, in order; of a local tar only the headers and captions.  A row needs an image member and a .txt
-member, as open_clip's loader asks; rows without are counted by reason and left out.  The index holds 20 bytes per row
-plus each distinct caption's tokens once.
+member, as open_clip's loader asks; rows without are counted by reason and left out.  The index holds 24 bytes per row
+plus each distinct caption's tokens once.  Sets whose captions are made from classes: captioned.py.
 """
 
 import logging
@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.errors import PoolError
-from pipeline.manifest import Counts
+from pipeline.manifest import Counts, add_counts
 from pipeline.schemas import (
     CAPTION_EXTENSION,
     IMAGE_EXTENSIONS,
@@ -29,6 +29,8 @@ from pipeline.storage import expand, is_local, open_file, read_exactly
 from pipeline.tars import BrokenTar, Member, TarRow, read_rows
 
 log = logging.getLogger("winnow")
+Tokenize = Callable[[list[str]], Any]
+"""Captions -> int64 (captions, context length)."""
 TOKENIZE_AT_ONCE = 4096
 MAX_OPEN_TARS = 64
 
@@ -45,23 +47,64 @@ class RowIndex:
     size_N: np.ndarray
     """int32: bytes of the image."""
     caption_N: np.ndarray
-    """int32: each row's caption, a row of token_UL."""
+    """int32: each row's first caption, a row of token_UL."""
+    num_captions_N: np.ndarray
+    """int32: how many captions the row has, one after the other; each time it is seen one of them is drawn."""
     token_UL: np.ndarray
     """int32 (distinct captions, context length)."""
-    counts: Counts
-    """Every row met; a tar cut short counts as one more row, since how many it lost cannot be known."""
+    sets: tuple["SetRows", ...]
+    """The sets it was made from, in the order of their rows."""
 
     @property
     def num_rows(self) -> int:
         """Usable rows."""
         return len(self.tar_N)
 
+    @property
+    def counts(self) -> Counts:
+        """Every row met; a tar cut short counts as one more row, since how many it lost cannot be known."""
+        return add_counts(part.counts for part in self.sets)
 
-class _Place(NamedTuple):
-    tar: int
-    offset: int
-    size: int
-    caption: int
+    def find_set(self, row: int) -> tuple[int, int]:
+        """Return (first, number) of the rows of the set that `row` is in."""
+        first = 0
+        for part in self.sets:
+            if row < first + part.num_rows:
+                return first, part.num_rows
+            first += part.num_rows
+        raise IndexError(row)
+
+
+class SetRows(NamedTuple):
+    """One set's part of an index; its rows stand together."""
+
+    name: str
+    counts: Counts
+    """kept is the usable rows."""
+    per_epoch: int
+    """Rows that an epoch sees; equal to the usable rows unless the set was given a share."""
+
+    @property
+    def num_rows(self) -> int:
+        """Usable rows."""
+        return self.counts.kept
+
+
+class Located(NamedTuple):
+    """Images in tars, each with the text beside it."""
+
+    tars: list[int]
+    offsets: list[int]
+    sizes: list[int]
+    text_of: list[int]
+    """Position of each image's text in `texts`."""
+    texts: list[str]
+    """Distinct."""
+    counts: Counts
+
+
+ROWS = "rows"
+"""Name of the account of a run's only set."""
 
 
 def list_tars(data: str) -> list[str]:
@@ -72,40 +115,59 @@ def list_tars(data: str) -> list[str]:
     return urls
 
 
-def read_index(urls: Sequence[str], *, tokenize: Callable[[list[str]], Any], quiet: bool = False) -> RowIndex:
+def read_index(urls: Sequence[str], *, tokenize: Tokenize, quiet: bool = False) -> RowIndex:
     """Return the index of all usable rows.  Raises PoolError, with the reasons, when there is none."""
-    places: list[_Place] = []
-    captions: dict[str, int] = {}
+    found = locate_rows(urls, CAPTION_EXTENSION, REASON_NULL_CAPTION, quiet=quiet)
+    num_rows = len(found.tars)
+    return RowIndex(
+        tuple(urls),
+        np.array(found.tars, np.int32),
+        np.array(found.offsets, np.int64),
+        np.array(found.sizes, np.int32),
+        np.array(found.text_of, np.int32),
+        np.ones(num_rows, np.int32),
+        tokenize_all(found.texts, tokenize),
+        (SetRows(ROWS, found.counts, num_rows),),
+    )
+
+
+def locate_rows(urls: Sequence[str], extension: str, reason: str, *, quiet: bool = False) -> Located:
+    """Return where the images lie that have a text member of that extension; `reason` counts those that have none.
+
+    Raises PoolError when there is not one.
+    """
+    found = Located([], [], [], [], [], Counts(read=0, kept=0))
+    places: dict[str, int] = {}
     failed: Counter[str] = Counter()
     for tar, url in enumerate(tqdm(urls, desc="index", unit="tar", disable=quiet)):
-        for found in _index_tar(url):
-            if isinstance(found, str):
-                failed[found] += 1
-            else:
-                image, text = found
-                caption = captions.setdefault(text, len(captions))
-                places.append(_Place(tar, image.offset, image.size, caption))
-    counts = Counts(read=len(places) + failed.total(), kept=len(places), failed=dict(sorted(failed.items())))
-    if not places:
-        why = ", ".join(f"{reason}: {num}" for reason, num in counts.failed.items()) or "the tars are empty"
+        for row in _index_tar(url, extension, reason):
+            if isinstance(row, str):
+                failed[row] += 1
+                continue
+            image, text = row
+            found.tars.append(tar)
+            found.offsets.append(image.offset)
+            found.sizes.append(image.size)
+            found.text_of.append(places.setdefault(text, len(places)))
+    if not found.tars:
+        why = ", ".join(f"{reason}: {num}" for reason, num in sorted(failed.items())) or "the tars are empty"
         raise PoolError(f"no row of {len(urls)} tars (first {urls[0]!r}) can be trained on: {why}.")
-    tars, offsets, sizes, texts = (np.array(column) for column in zip(*places, strict=True))
-    columns = (tars.astype(np.int32), offsets.astype(np.int64), sizes.astype(np.int32), texts.astype(np.int32))
-    return RowIndex(tuple(urls), *columns, _tokenize(list(captions), tokenize), counts)
+    num_rows, lost = len(found.tars), dict(sorted(failed.items()))
+    return found._replace(texts=list(places), counts=Counts(read=num_rows + failed.total(), kept=num_rows, failed=lost))
 
 
-def _index_tar(url: str) -> Iterator[tuple[Member, str] | str]:
-    """Yield (image member, caption) for each row of one tar, or the reason why it has none."""
+def _index_tar(url: str, extension: str, reason: str) -> Iterator[tuple[Member, str] | str]:
+    """Yield (image member, text) for each row of one tar, or the reason why it has none."""
     reader = TarReader([url])
     try:
         for row in read_rows(url, contents=not is_local(url)):
-            image, caption = _find_member(row, IMAGE_EXTENSIONS), _find_member(row, [CAPTION_EXTENSION])
+            image, text = _find_member(row, IMAGE_EXTENSIONS), _find_member(row, [extension])
             if image is None:
                 yield REASON_MISSING_IMAGE
-            elif caption is None:
-                yield REASON_NULL_CAPTION
+            elif text is None:
+                yield reason
             else:
-                content = reader.read(0, caption.offset, caption.size) if is_local(url) else caption.content
+                content = reader.read(0, text.offset, text.size) if is_local(url) else text.content
                 yield image, content.decode("utf-8", "replace")
     except BrokenTar as error:
         log.warning("train: rows after the damage are lost: %s", error)
@@ -119,7 +181,7 @@ def _find_member(row: TarRow, extensions: Sequence[str]) -> Member | None:
     return next((by_extension[e] for e in extensions if e in by_extension), None)
 
 
-def _tokenize(captions: list[str], tokenize: Callable[[list[str]], Any]) -> np.ndarray:
+def tokenize_all(captions: list[str], tokenize: Tokenize) -> np.ndarray:
     """Return int32 (captions, context length)."""
     starts = range(0, len(captions), TOKENIZE_AT_ONCE)
     return np.concatenate([tokenize(captions[s : s + TOKENIZE_AT_ONCE]).numpy().astype(np.int32) for s in starts])

@@ -6,6 +6,7 @@ number of positions each row was drawn floor or ceil of its share.  Random numbe
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,6 +26,41 @@ def rows_at(positions: range, *, num_rows: int, seed: int) -> np.ndarray:
         rows[done : done + stop - start] = _permute(seed, epoch, num_rows)[start:stop]
         position += stop - start
     return rows
+
+
+def mixed_rows_at(positions: range, *, sets: Sequence[tuple[int, int]], seed: int) -> np.ndarray:
+    """Return int64 (positions,): the row at each position of a union of sets, each (rows, rows per epoch).
+
+    An epoch holds exactly `rows per epoch` of each set, in an order of its own.  The rows of a set come in the order of
+    `rows_at` over that set alone, so each is seen floor or ceil of its share too.  Row numbers run on from set to set.
+    """
+    if all(num_rows == per_epoch for num_rows, per_epoch in sets):
+        return rows_at(positions, num_rows=sum(num_rows for num_rows, _ in sets), seed=seed)
+    length = sum(per_epoch for _, per_epoch in sets)
+    places = (divmod(position, length) for position in positions)
+    return np.array([_mix_epoch(seed, epoch, tuple(sets))[place] for epoch, place in places], np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def _mix_epoch(seed: int, epoch: int, sets: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Return int64 (rows of one epoch,)."""
+    blocks, first = [], 0
+    for number, (num_rows, per_epoch) in enumerate(sets):
+        own_seed = int(hash_counters(seed ^ (0x5E7 << 32), np.array([number]), 1)[0, 0] >> np.uint64(1))
+        drawn = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        blocks.append(first + rows_at(drawn, num_rows=num_rows, seed=own_seed))
+        first += num_rows
+    set_of_row = np.repeat(np.arange(len(sets)), [per_epoch for _, per_epoch in sets])
+    set_of_position = set_of_row[_permute(seed, epoch, len(set_of_row))]
+    mixed = np.empty(len(set_of_row), np.int64)
+    mixed[np.argsort(set_of_position, kind="stable")] = np.concatenate(blocks)
+    return mixed
+
+
+def heldout_rows(num_heldout: int, *, num_rows: int, seed: int) -> np.ndarray:
+    """Return int64 (num_heldout,), sorted: rows kept out of training."""
+    ranks = hash_counters(seed ^ (0x4E1D << 32), np.arange(num_rows), 1)[:, 0]
+    return np.sort(np.argsort(ranks, kind="stable")[:num_heldout])
 
 
 @functools.lru_cache(maxsize=2)

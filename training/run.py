@@ -4,55 +4,62 @@ Kill it at any moment and call it again with the same config: on a CPU in fp32 t
 """
 
 import math
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
-from pipeline.clip_model import HUB_PREFIX, ClipSource, find_clip, open_model, pick_device, sha256_of_model
-from pipeline.errors import ModelError, StageError
+from pipeline.clip_model import open_model, pick_device, sha256_of_model
+from pipeline.errors import StageError
 from pipeline.manifest import Counts, Manifest, find_done, hash_json, write_manifest
 from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RESUME, RUN_MODEL
 from pipeline.storage import fingerprint, join, remove, sweep_temporaries
+from training.captioned import TrainSet, as_sets, identify_sets, read_sets, split_heldout
 from training.checkpoint import RunState, load_resume, save_resume, save_weights
 from training.config import TrainConfig, describe_choices
 from training.data import Batch, open_batches
 from training.images import Crop, normalise, read_crop
-from training.index import RowIndex, list_tars, read_index
+from training.index import RowIndex
 from training.loss import contrastive_loss
 from training.metrics import MetricsLog
 from training.optim import build_optimizer, clamp_logit_scale, learning_rate_at, set_learning_rate
 from training.order import step_seed
+from training.start import check_reopens, find_start
 
 
 def train(
     config: TrainConfig,
     *,
-    data: str,
+    data: str | Sequence[TrainSet],
     out: str,
+    init: str | None = None,
     parents: Mapping[str, str] | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> Manifest:
-    """Train on the tars that `data` names, into the folder `out`, and return the manifest; nothing is done twice.
+    """Train on the tars that `data` names, or on sets, into the folder `out`, and return the manifest.
 
-    `parents` identifies the data; without it the tars' names, sizes and times do.  `device` is auto, cpu, cuda, cuda:1.
+    What is done already is not done again.
+    `init` names weights to start from: a model string, or an open_clip tag of config.model's architecture.
+    `parents` identifies the data; without it the files' names, sizes and times do.  `device`: auto, cpu, cuda, cuda:1.
     Raises PoolError when no row is usable, ModelError when the model does not open, StageError when the loss diverges.
     """
-    source = _find_start(config, out)
-    urls = list_tars(data)
-    wanted = _plan(config, urls, parents)
+    start = find_start(config.model, init, out=out)
+    sets = as_sets(data)
+    wanted = plan_run(config, data, weights=sha256_of_model(start.model), parents=parents)
     if done := find_done(out, wanted):
         remove(join(out, RESUME))
         return done
     place = choose_device(device)
     torch.manual_seed(config.seed)
-    opened = open_model(config.model, device=place)
-    _check_reopens(source, opened)
-    model, crop = opened.model.train(), read_crop(opened.train_transform)
-    index = read_index(urls, tokenize=opened.tokenize, quiet=quiet)
+    opened = open_model(start.model, device=place)
+    check_reopens(start, opened)
+    model, crop = opened.model.train(), read_crop(opened.train_transform, config.augment)
+    index = read_sets(sets, tokenize=opened.tokenize, quiet=quiet)
+    if config.heldout:
+        index, _ = split_heldout(index, config.heldout, seed=config.seed)
     never_N = torch.zeros(index.num_rows, dtype=torch.bool)
     state = RunState(model, build_optimizer(model, config), never_N, never_N.clone())
     for stale in (MANIFEST, RUN_MODEL):
@@ -61,7 +68,7 @@ def train(
     load_resume(out, state, identity=wanted.identity)
     with closing(_open_rest(config, state, index, crop, pin=place.type == "cuda")) as batches:
         _run_steps(config, state, batches, crop, out=out, identity=wanted.identity, quiet=quiet)
-    save_weights(out, model, architecture=source.architecture)
+    save_weights(out, model, architecture=start.architecture)
     manifest = _finish(wanted, config, state, index)
     write_manifest(out, manifest)
     remove(join(out, RESUME))
@@ -76,37 +83,24 @@ def choose_device(device: str) -> torch.device:
     return place
 
 
-def _find_start(config: TrainConfig, out: str) -> ClipSource:
-    """Return what training starts from.  Raises ModelError for a start whose result could not be opened again."""
-    source = find_clip(config.model)
-    if source.architecture.startswith(HUB_PREFIX):
-        raise ModelError(
-            f"cannot train on from {config.model!r}: open_clip reads a hub model's weights from the hub only, so the "
-            "trained ones could not be opened. Download its weights and name ARCHITECTURE@FILE."
-        )
-    if config.model.rstrip("/") == out.rstrip("/"):
-        raise ModelError(f"cannot train {config.model!r} into itself: name another output folder.")
-    return source
-
-
-def _check_reopens(source: ClipSource, opened: Any) -> None:
-    """Raise ModelError if the weights came with a preprocessing that a run directory would not bring back."""
-    if source.weights is None:
-        return
-    fresh = open_model(source.architecture)
-    if repr(fresh.eval_transform) != repr(opened.eval_transform):
-        raise ModelError(
-            f"the weights {source.weights!r} want another preprocessing than {source.architecture} alone has, and a "
-            "run cannot store that. Start from weights with open_clip's default preprocessing."
-        )
-
-
-def _plan(config: TrainConfig, urls: list[str], parents: Mapping[str, str] | None) -> Manifest:
-    """Return the manifest that identifies this run, without counts and facts."""
-    origins = dict(parents) if parents is not None else {"data": hash_json([fingerprint(url) for url in urls])}
-    if weights := sha256_of_model(config.model):
+def plan_run(
+    config: TrainConfig,
+    data: str | Sequence[TrainSet],
+    *,
+    weights: str | None = None,
+    parents: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Return the manifest that identifies a run, without counts and facts; `weights` is the sha256 of its start."""
+    choices, sets = describe_choices(config), as_sets(data)
+    if isinstance(data, str):
+        origins = {"data": hash_json([fingerprint(url) for url in sets[0].urls])}
+    else:
+        origins = identify_sets(sets)
+        choices["sets"] = {part.name: part.share for part in sets}
+    origins = dict(origins if parents is None else parents)
+    if weights:
         origins["weights"] = weights
-    return Manifest(stage="train", config=describe_choices(config), parents=origins)
+    return Manifest(stage="train", config=choices, parents=origins)
 
 
 def _open_rest(
@@ -197,14 +191,12 @@ def _collect_losses(state: RunState, waiting: list[torch.Tensor], out: str) -> N
 
 def _finish(wanted: Manifest, config: TrainConfig, state: RunState, index: RowIndex) -> Manifest:
     """Return the manifest with where every row went and what came out."""
-    num_unreadable = int(state.is_unreadable_N.sum())
-    failed = dict(index.counts.failed) | ({REASON_UNREADABLE_IMAGE: num_unreadable} if num_unreadable else {})
     tail = state.losses[-max(1, config.num_steps // 10) :]
     return Manifest(
         stage=wanted.stage,
         config=wanted.config,
         parents=wanted.parents,
-        counts={"rows": Counts(read=index.counts.read, kept=index.num_rows - num_unreadable, failed=failed)},
+        counts=_count_rows(index, state.is_unreadable_N),
         facts={
             "samples_seen": state.step * config.batch_size,
             "final_loss": sum(tail) / len(tail),
@@ -214,3 +206,15 @@ def _finish(wanted: Manifest, config: TrainConfig, state: RunState, index: RowIn
             "unreadable_draws": state.num_unreadable_draws,
         },
     )
+
+
+def _count_rows(index: RowIndex, is_unreadable_N: torch.Tensor) -> dict[str, Counts]:
+    """Return the account of each set, rows whose image could not be decoded included."""
+    counts: dict[str, Counts] = {}
+    first = 0
+    for part in index.sets:
+        unreadable = int(is_unreadable_N[first : first + part.num_rows].sum())
+        failed = dict(part.counts.failed) | ({REASON_UNREADABLE_IMAGE: unreadable} if unreadable else {})
+        counts[part.name] = replace(part.counts, kept=part.num_rows - unreadable, failed=failed)
+        first += part.num_rows
+    return counts

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jobs.arguments import add_fresh, add_recipe, add_spark, job, make_parser, split_words
 from jobs.recipes import load_recipe
 from jobs.score_pool import print_counts
-from jobs.stage_fit import run_fit
+from jobs.stage_fit import check_files, run_fit
 from pipeline.errors import ConfigError
 from pipeline.manifest import Manifest
 from pipeline.spark_session import lazy_session
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = load_recipe(*split_words(args.words))
     if not recipe.fit:
         raise ConfigError(f"recipe {recipe.name!r} has nothing to fit: its `fit` section is empty.")
+    for name, config in recipe.fit.items():
+        check_files(name, config)
     with lazy_session(args.master, name="winnow fit") as start:
         for name, config in recipe.fit.items():
             out = join(args.out, name)

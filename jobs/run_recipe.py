@@ -12,7 +12,7 @@ from eval38.evaluate import evaluate
 from eval38.table import format_comparison
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
 from jobs.recipes import FIT, Recipe, load_recipe, place_entry
-from jobs.stage_fit import run_fit
+from jobs.stage_fit import check_files, run_fit
 from jobs.stage_networks import run_network
 from jobs.stage_score import run_score
 from jobs.stage_select import run_select
@@ -59,6 +59,8 @@ def run_recipe(
     if fresh:
         _keep_inputs(out, [place for place in (pool, clean, eval_data) if place])
     stages = STAGES[: STAGES.index(until) + 1]
+    for name, config in recipe.fit.items():
+        check_files(name, config)
     with hold_lock(out, "run"):
         if fresh:
             discard_run(out)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.arguments import job, make_parser
-from jobs.stages import RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER
+from jobs.stages import FITS_FOLDER, RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER
 from pipeline.errors import PoolError
 from pipeline.lock import read_lock
 from pipeline.manifest import read_manifest
@@ -56,6 +56,8 @@ def describe_run(run: str) -> Iterator[str]:
         yield from describe_scores(scores)
     else:
         yield _line("score", 0, None, "not started")
+    for name in recipe.get("fit", {}):
+        yield _describe_made(join(run, FITS_FOLDER, name), f"fit {name}")
     for name in recipe.get("subsets", {}):
         yield _describe_made(join(run, SUBSETS_FOLDER), f"subset {name}", manifest=f"{name}.json")
     for name in recipe.get("subsets", {}):

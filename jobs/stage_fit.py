@@ -16,7 +16,7 @@ from jobs.stages import Start
 from pipeline.clip_model import AUTO, pick_device
 from pipeline.config import as_mapping
 from pipeline.embeddings import hash_embedding_set, read_embedding_set, to_matrix
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, PoolError, StageError
 from pipeline.kmeans import FitConfig, fit_centroids, gather_sample
 from pipeline.lock import hold_lock
 from pipeline.manifest import Counts, Manifest, find_done, hash_json, read_manifest, write_manifest
@@ -25,6 +25,7 @@ from pipeline.pool import Part, list_parts, pool_identity
 from pipeline.schemas import CENTROIDS, MANIFEST, TARGETS, UID
 from pipeline.storage import (
     exists,
+    expand,
     fingerprint_all,
     is_local,
     join,
@@ -52,6 +53,18 @@ class Rows:
     """Uids and float (rows, D), NaN where a row has no embedding; in the order of the pool."""
     counts: Mapping[str, Counts] = field(default_factory=dict)
     """Accounts of the steps that left these rows of the pool, if there were any."""
+
+
+def check_files(name: str, config: FitConfig) -> None:
+    """Raise ConfigError when the fit `name` reads files that are not there: hours of scoring may come before it."""
+    for field_name in ("targets", "centroids"):
+        if place := getattr(config, field_name):
+            try:
+                expand(place)
+            except PoolError:
+                raise ConfigError(
+                    f"fit {name!r}: no {field_name} at {place!r}. Say where: fit.{name}.{field_name}=PATH."
+                ) from None
 
 
 def run_fit(

@@ -13,8 +13,12 @@ The map, in the order data flows:
     uid.py            128-bit row ids: hex text <-> two uint64
 
     intake/           what users bring -> a pool (`winnow ingest`, `winnow import`)
+    datacomp/         what DataComp's tools left on disk, judged (`winnow import-datacomp`)
     tars.py           tar bytes <-> rows; the only code that knows tar members
-    pool.py           parts of a pool -> Arrow batches
+    pool.py           parts of a pool and their rows
+    batches.py        rows of a part -> Arrow batches, with images or without
+    npz.py            arrays of an npz, rows by their place
+    stored.py         columns beside a part: arrays of its npz, scores of earlier filters
     images.py         image bytes -> pixels, the one decoder
     clip_model.py     one door to open_clip: names, hub ids, run directories, checkpoints
     tiny_vitamin.py   the timm entry of winnow-vitamin-tiny
@@ -28,6 +32,9 @@ The map, in the order data flows:
     quarantine.py     the rows that could not be scored, and why
     spans.py          where each row's bytes stand in its tar
     retry.py          failed rows -> scored again, and nothing else
+    embeddings.py     stored embeddings -> matrices
+    kmeans.py         embeddings -> centroids, by faiss
+    nearest.py        embeddings -> their clusters; which clusters are targets
 
     select.py         the algebra: what a recipe's steps may say
     select_radix.py   exact global thresholds by counting

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import StageError
@@ -134,21 +134,26 @@ def changes(old: Manifest, new: Manifest) -> list[str]:
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one phrase per leaf in which two JSON values differ, in the order of their names."""
-    before, after = _flatten(old), _flatten(new)
-    names = sorted(before.keys() | after.keys())
-    return [
-        f"{n} changed from {before.get(n, 'absent')} to {after.get(n, 'absent')}"
-        for n in names
-        if before.get(n) != after.get(n)
-    ]
+    """Return one phrase per place in which two JSON values differ, in the order of their names."""
+    return list(_compare(old, new, ""))
 
 
-def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+def _compare(old: Any, new: Any, path: str) -> Iterator[str]:
+    before, after = _list_members(old), _list_members(new)
+    if before is None or after is None:
+        if old != new:
+            yield f"{path} changed from {old} to {new}"
+        return
+    for name in sorted(before.keys() | after.keys()):
+        place = f"{path}.{name}" if path else name
+        if name not in before or name not in after:
+            yield f"{place} is {'new' if name in after else 'gone'}"
+        else:
+            yield from _compare(before[name], after[name], place)
+
+
+def _list_members(value: Any) -> dict[str, Any] | None:
+    """Return what a mapping or list holds, by name or number; None for a leaf."""
     if isinstance(value, Mapping):
-        pairs = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, (list, tuple)):
-        pairs = [(str(k), v) for k, v in enumerate(value)]
-    else:
-        return {path: value}
-    return {p: leaf for k, v in pairs for p, leaf in _flatten(v, f"{path}.{k}" if path else k).items()}
+        return {str(name): member for name, member in value.items()}
+    return {str(n): member for n, member in enumerate(value)} if isinstance(value, (list, tuple)) else None

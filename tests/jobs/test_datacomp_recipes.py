@@ -1,0 +1,80 @@
+"""Recipes of DataComp's baselines on a small metadata pool; tests/parity/datacomp.py runs DataComp's own code beside."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.recipes import load_recipe
+from jobs.run_recipe import main, run_recipe
+from jobs.show_status import describe_run
+from pipeline.errors import ConfigError
+from pipeline.subset import read_subset
+from pipeline.uid import format_uids
+
+NUM_ROWS, DIM = 40, 4
+CAPTIONS = ("a brown dog runs on the green grass", "ein brauner Hund läuft über die grüne Wiese", "dog", None)
+
+
+def make_metadata(folder: Path) -> Path:
+    """Two files; row n has caption n % 4, score n / 100 (NaN for 39), and lies nearest to axis n % 3."""
+    folder.mkdir()
+    vectors = np.eye(DIM, dtype=np.float16)[np.arange(NUM_ROWS) % 3]
+    scores = np.arange(NUM_ROWS, dtype=np.float32) / 100
+    scores[-1] = np.nan
+    table = pa.table(
+        {
+            "uid": [f"{n:032x}" for n in range(NUM_ROWS)],
+            "text": [CAPTIONS[n % 4] for n in range(NUM_ROWS)],
+            "clip_l14_similarity_score": scores,
+        }
+    )
+    for number, rows in enumerate((slice(0, 25), slice(25, NUM_ROWS))):
+        pq.write_table(table.slice(rows.start, rows.stop - rows.start), folder / f"{number}.parquet")
+        np.savez(folder / f"{number}.npz", l14_img=vectors[rows], l14_txt=vectors[rows])
+    return folder
+
+
+def make_assets(folder: Path) -> list[str]:
+    """Centroids on the axes, of which only the second is near a target."""
+    np.save(folder / "centroids.npy", np.eye(3, DIM, dtype=np.float32))
+    np.save(folder / "targets.npy", np.array([[0, 1, 0.1, 0]], np.float32))
+    return [f"fit.in1k.centroids={folder}/centroids.npy", f"fit.in1k.targets={folder}/targets.npy"]
+
+
+@pytest.mark.spark
+def test_datacomp_1b_from_metadata_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pool, assets, out = make_metadata(tmp_path / "metadata"), make_assets(tmp_path), tmp_path / "out"
+    words = [
+        "datacomp-1b",
+        "--pool",
+        str(pool),
+        "--out",
+        str(out),
+        "--until",
+        "select",
+        "--master",
+        "local[1]",
+        *assets,
+    ]
+    assert main(words) == 0
+    # 30 % of 40 rows: index 12 of the descending sort is row 26, for the NaN of row 39 sorts last
+    expected = [n for n in range(26, NUM_ROWS - 1) if n % 4 == 0 and n % 3 == 1]
+    found = format_uids(read_subset(str(out / "subsets" / "datacomp_1b.npy"))).to_pylist()
+    assert found == [f"{n:032x}" for n in expected] and expected
+    lines = "\n".join(describe_run(str(out)))
+    assert "fit in1k" in lines and "null_caption 10" in lines and "no_value 1" in lines
+    capfd.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")} == before
+    assert "made again" not in capfd.readouterr().err
+
+
+def test_files_that_a_fit_lacks_are_named_before_anything_is_scored(tmp_path: Path) -> None:
+    recipe = load_recipe("datacomp-1b")
+    with pytest.raises(ConfigError, match=r"no targets at 'in1k_clip.*fit\.in1k\.targets=PATH"):
+        run_recipe(recipe, pool=str(tmp_path), out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

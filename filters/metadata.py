@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pipeline.config import config
 from pipeline.contract import Failure, Filter, Score, Scored
 from pipeline.errors import ConfigError
+from pipeline.schemas import IMAGE, UID
 
 KINDS = {"float": pa.float32(), "double": pa.float64(), "int": pa.int64(), "string": pa.string(), "bool": pa.bool_()}
 REASON_NO_VALUE = "no_value"
@@ -28,6 +29,8 @@ class Options:
         if not self.columns:
             raise ConfigError("filter metadata: name a column and its type, as in columns: {clip_score: float}.")
         for column, kind in self.columns.items():
+            if column in (UID, IMAGE) or column.startswith("__"):
+                raise ConfigError(f"filter metadata: column {column!r} is winnow's own, and no score.")
             if kind not in KINDS:
                 raise ConfigError(f"filter metadata: column {column!r} is of type {kind!r}; say one of {list(KINDS)}.")
 

@@ -17,6 +17,7 @@ from jobs.network_sets import open_sets
 from jobs.recipes import Network
 from pipeline.clip_model import sha256_of_model
 from pipeline.errors import ConfigError
+from pipeline.filesystem import find_place
 from pipeline.manifest import Manifest, find_done, write_manifest
 from pipeline.schemas import FINETUNED_FOLDER, METRICS, PRETRAINED_FOLDER, RESUME, RUN_MODEL, SWEEP_FOLDER
 from pipeline.storage import join, remove, sweep_temporaries
@@ -80,10 +81,11 @@ def add_augment(config: TrainConfig, network: Network) -> TrainConfig:
 
 def _keep_heldout_unseen(data: str, sets: Sequence[TrainSet]) -> None:
     (clean,) = as_sets(data)
+    places = {find_place(url) for url in clean.urls}
     for part in sets:
-        if shared := set(clean.urls) & set(part.urls):
+        if shared := [url for url in part.urls if find_place(url) in places]:
             raise ConfigError(
-                f"fine-tuning set {part.name!r} has {min(shared)!r}, of which the first phase holds rows out: they "
+                f"fine-tuning set {part.name!r} has {shared[0]!r}, of which the first phase holds rows out: they "
                 "would be trained on. Name another set, or set train.heldout=0."
             )
 

@@ -140,7 +140,13 @@ def _find_more(out: str, wanted: Manifest) -> Manifest | None:
 
 
 def _describe_filters(filters: Sequence[Filter]) -> dict[str, Any]:
-    return {"filters": {f.name: {"version": f.version, **as_mapping(f.settings)} for f in filters}}
+    """Return what decides the scores, but for the pool."""
+    return {"filters": {f.name: _describe_filter(f) for f in filters}}
+
+
+def _describe_filter(filter: Filter) -> dict[str, Any]:
+    makes = {column: str(kind) for column, kind in filter.makes}
+    return {"version": filter.version, "makes": makes, **as_mapping(filter.settings)}
 
 
 def _pool_identity(parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) -> str:
@@ -151,19 +157,19 @@ def _pool_identity(parts: Sequence[Part], results: Sequence[Mapping[str, Any]]) 
 def _write_request(out: str, pool: str, entries: Sequence[Mapping[str, Any]], parts: Sequence[Part]) -> None:
     """Note what was asked, for `winnow status` and `winnow retry`."""
     place = "::".join(str(Path(p).absolute()) if is_local(p) else p for p in pool.split("::"))
-    placed = [{k: _place_file(v) if k in FILE_OPTIONS and v else v for k, v in entry.items()} for entry in entries]
+    placed = [{name: _place_option(name, value) for name, value in entry.items()} for entry in entries]
     asked = {"stage": "score", "pool": place, "entries": placed, "parts": [part.name for part in parts]}
     content, url = (json.dumps(asked, indent=1, ensure_ascii=False, default=str) + "\n").encode(), join(out, REQUEST)
     if not exists(url) or read_bytes(url) != content:
         write_bytes(url, content)
 
 
-def _place_file(value: str) -> str:
-    """Return a path, or a model string with a path in it, with that absolute: a retry may start anywhere."""
-    architecture, at, path = value.rpartition("@")
-    if is_local(path) and exists(path):
-        return f"{architecture}{at}{Path(path).absolute()}"
-    return value
+def _place_option(name: str, value: Any) -> Any:
+    """Return a filter's option with the path in it, if it has one, absolute: a retry may start anywhere."""
+    if name not in FILE_OPTIONS or not isinstance(value, str):
+        return value
+    architecture, at, path = value.rpartition("@") if name == "model" else ("", "", value)
+    return f"{architecture}{at}{Path(path).absolute()}" if is_local(path) and exists(path) else value
 
 
 def _sweep(out: str, filters: Sequence[Filter]) -> None:
@@ -216,7 +222,7 @@ def _say_why(results: Sequence[Mapping[str, Any]]) -> None:
     changed: Counter[tuple[str, str]] = Counter()
     for result in results:
         for name, reasons in result["scored"].items():
-            short = {r if r.startswith("filter.") else r.split(" changed")[0] + " changed" for r in reasons}
+            short = {r if r.startswith("filter.") else r.partition(" from ")[0] for r in reasons}
             changed.update((name, reason) for reason in short)
     for (name, reason), number in changed.items():
         log.warning("score: %s of %s parts by %s again: %s", number, len(results), name, reason)
@@ -289,7 +295,8 @@ def run_retry(
         sizes = {f.name: _measure(out, f.name, made.facts["parts"]) for f in filters}
         manifest = replace(made, counts=counts, facts={**made.facts, "bytes": sizes})
         sums = {what: sum(r[what] for r in results) for what in ("tried", "mended")}
-        is_read = sums["mended"] and any(find_makers(filters).values())  # mended scores may be what another filter read
+        makers = {maker for read in find_makers(filters).values() for maker in read.values()}
+        is_read = any(counts[name] != made.counts[name] for name in makers)  # other filters read what has changed
         check_lock()
         if not is_read:
             write_manifest(out, manifest)

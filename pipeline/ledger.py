@@ -20,6 +20,7 @@ from pipeline.storage import (
     fingerprint_all,
     is_local,
     join,
+    name_of,
     read_bytes,
     sha256_of_file,
     write_bytes,
@@ -89,9 +90,20 @@ def list_inputs(part: Part, *, images: bool, arrays: bool) -> list[str]:
 
 
 def find_new(parts: Sequence[Part], ledger: Ledger, *, images: bool, arrays: bool) -> list[str]:
-    """Return the names of parts with a file to read that is not, by name, size and time, one the ledger speaks of."""
-    files = [(part.name, url) for part in parts for url in list_inputs(part, images=images, arrays=arrays)]
-    noted = {name: [{k: v for k, v in r.items() if k != "digest"} for r in rs] for name, rs in ledger.items()}
+    """Return the names of parts that are not, by name, size and time of their files, those the ledger speaks of.
+
+    Looked at are the files to read, and any other that was read before; a part that has lost one is new.
+    """
+    noted = {
+        name: {r["name"]: {k: v for k, v in r.items() if k != "digest"} for r in rs} for name, rs in ledger.items()
+    }
+    files = []
+    for part in parts:
+        needed, known = list_inputs(part, images=images, arrays=arrays), noted.get(part.name, {})
+        present = [url for url in (part.table, part.tar, part.arrays) if url]
+        files += [(part.name, url) for url in present if url in needed or name_of(url) in known]
     looked = zip(files, _look([url for _, url in files]), strict=True)
-    new = {name for (name, _), now in looked if not is_versioned(now) or now not in noted.get(name, ())}
+    new = {name for (name, _), now in looked if not is_versioned(now) or now != noted.get(name, {}).get(now["name"])}
+    here = {(name, name_of(url)) for name, url in files}
+    new |= {part.name for part in parts for known in noted.get(part.name, ()) if (part.name, known) not in here}
     return [part.name for part in parts if part.name in new]

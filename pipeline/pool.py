@@ -180,6 +180,8 @@ def _read_from_table(part: Part, columns: Collection[str] | None) -> PartRows:
         names = parquet.schema_arrow.names
         table = _drop_reserved(parquet.read(None if columns is None else _choose_columns(names, columns)))
         num_listed = table.num_rows
+        if CAPTION in (columns or ()) and TEXT not in names and CAPTION in names:
+            table = table.append_column(TEXT, table[CAPTION])
         table = _normalise(table, part, names)
     lost = [LOST_SCHEMA.empty_table()]
     kept = pa.array(np.ones(num_listed, bool))
@@ -225,7 +227,7 @@ def _normalise(table: pa.Table, part: Part, listed: Sequence[str]) -> pa.Table:
     names, url = table.column_names, part.table
     if TEXT not in listed and CAPTION not in listed:
         raise PoolError(f"{url} has neither a {TEXT!r} nor a {CAPTION!r} column (it has {list(listed)}).")
-    if TEXT not in names:
+    if TEXT not in listed and TEXT not in names:
         table = table.rename_columns([TEXT if n == CAPTION else n for n in names])
     if TEXT in table.column_names:
         table = _set(table, TEXT, _as_text(table, TEXT, url))

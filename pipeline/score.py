@@ -55,8 +55,8 @@ class PartScores:
     """Of the part, before it was read."""
     spans: list[pa.RecordBatch]
     """ROW, START, END, IMAGE_ERROR; empty when no image was read."""
-    broken: str | None
-    """Why the part, or what lies beside it, could not be read to the end."""
+    broken: dict[str, str | None]
+    """Per filter: why the part, or what it reads beside it, could not be read to the end."""
 
 
 class _BrokenPart(Exception):
@@ -81,7 +81,7 @@ def _score_levels(unit: Unit, filters: Sequence[Filter], out: str) -> dict[str, 
     """Return what score_part does: first the filters that need the pool alone, then those that need their scores."""
     part, makers = unit.part, find_makers(filters)
     rows: PartRows | None = None
-    pool: dict[str, Any] = {}
+    pools: dict[str, Any] = {}
     counts: dict[str, Any] = {}
     why: dict[str, list[str]] = {}
     with _blaming_the_part():
@@ -95,17 +95,17 @@ def _score_levels(unit: Unit, filters: Sequence[Filter], out: str) -> dict[str, 
             if todo:
                 rows = rows or read_part(part, {column for f in filters for column in f.needs})
                 scores = score_rows(part, rows, todo, stored_in=out, makers=makers)
-                pool = _describe_pool(rows, scores)
+                pools |= _describe_pools(rows, scores)
         done = [f.name for f in level if f not in todo]
         counts |= {name: found[name][SCORE_COUNTS] for name in done}
-        pool = pool or (found[done[0]][SCORE_POOL] if done else {})
+        pools |= {name: found[name][SCORE_POOL] for name in done}
         if todo:
-            counts |= write_part_scores(out, part, todo, scores, pool, records)
+            counts |= write_part_scores(out, part, todo, scores, pools, records)
             why |= {f.name: say_why(found[f.name], f, records[f.name]) for f in todo}
     inputs = {record["name"]: record for of_filter in files.values() for record in of_filter}
     return {
-        "counts": {POOL: pool["counts"], **counts},
-        "broken": pool["broken"],
+        "counts": {POOL: next(iter(pools.values()))["counts"], **counts},
+        "broken": next((pools[f.name]["broken"] for f in filters if pools[f.name]["broken"]), None),
         "inputs": list(inputs.values()),
         "scored": why,
         "reused": sorted(counts.keys() - why.keys()),
@@ -123,9 +123,10 @@ def _blaming_the_part() -> Iterator[None]:
         raise _BrokenPart(f"{REASON_BROKEN_PART}: {error}") from None
 
 
-def _describe_pool(rows: PartRows, scores: PartScores) -> dict[str, Any]:
-    counts = Counts(read=rows.num_listed, kept=rows.table.num_rows, failed=rows.failed)
-    return {"counts": asdict(counts), "broken": scores.broken}
+def _describe_pools(rows: PartRows, scores: PartScores) -> dict[str, Any]:
+    """Return the part's own account as each filter's file tells it: the same for all, but for what only one reads."""
+    counts = asdict(Counts(read=rows.num_listed, kept=rows.table.num_rows, failed=rows.failed))
+    return {name: {"counts": counts, "broken": broken} for name, broken in scores.broken.items()}
 
 
 def _is_done(
@@ -183,7 +184,9 @@ def score_rows(
         for filter, of_filter in zip(filters, scored, strict=True):
             tables[filter.name].append(_score_table(filter, batch, of_filter))
             failures.append(make_failures(filter, part, batch, of_filter))
-    return PartScores(tables, pa.concat_tables(failures), version, spans, rows.broken or broken)
+    reads_broken = {f.name for f in filters if set(f.vectors) - stored.keys()}
+    why = {f.name: rows.broken or (broken if f.name in reads_broken else None) for f in filters}
+    return PartScores(tables, pa.concat_tables(failures), version, spans, why)
 
 
 def write_part_scores(
@@ -191,7 +194,7 @@ def write_part_scores(
     part: Part,
     filters: Sequence[Filter],
     scores: PartScores,
-    pool: Mapping[str, Any],
+    pools: Mapping[str, Any],
     records: Mapping[str, Sequence[FileRecord]],
 ) -> dict[str, Any]:
     """Write spans, failures and then the scores, and return one account per filter as plain JSON."""
@@ -202,7 +205,7 @@ def write_part_scores(
     for filter in filters:
         tables = scores.tables[filter.name]
         of_filter = count_failures(filter, sum(t.num_rows for t in tables), scores.failures)
-        write_scores(out, part, filter, tables, of_filter, pool, records[filter.name])
+        write_scores(out, part, filter, tables, of_filter, pools[filter.name], records[filter.name])
         counts[filter.name] = asdict(of_filter)
     return counts
 

@@ -18,6 +18,9 @@ from pipeline.errors import ConfigError, check_name
 NO_SCORE = "no_score"
 """Account of rows whose score is null or NaN where a step needs one."""
 TEXT_TYPES = ("string", "large_string")
+SQL_TEXTS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
+SQL_NAMES = re.compile(r"`([^`]+)`|([A-Za-z_]\w*)")
+"""What Spark SQL takes for texts, and for names: any between back-quotes."""
 MAX_COPIES = 65_535
 """Most copies of a row; uint16 holds them."""
 FIRST_FIELDS = frozenset({"where", "top"})
@@ -37,9 +40,9 @@ class Top:
     of: Literal["pool", "input"] = "pool"
     """What `fraction` is a share of: all rows of the pool, or the rows that reached this step and have a score."""
     ties: Literal["exact", "datacomp"] = "exact"
-    """exact: precisely n rows, equal scores by ascending uid.  datacomp: all rows >= the value at index n of the
-    descending sort, so n+1 rows or more; none when a null or NaN stands there, for these sort last (DataComp
-    baselines/apply_filter.py, get_threshold)."""
+    """exact: precisely n rows, equal scores by ascending uid (rows that share the last uid all pass).  datacomp: all
+    rows >= the value at index n of the descending sort, so n+1 rows or more; none when a null or NaN stands there, for
+    these sort last (DataComp baselines/apply_filter.py, get_threshold)."""
     lowest: bool = False
     """Keep the smallest values instead."""
 
@@ -74,7 +77,10 @@ class AtLeast:
 
 @config
 class Sample:
-    """Keep rows by chance: those whose seeded hash of the uid is smallest, so precisely n, whatever the order."""
+    """Keep rows by chance: those whose seeded hash of the uid is smallest, so precisely n, whatever the order.
+
+    Rows that share the last uid all pass.
+    """
 
     fraction: float | None = None
     """Share of rows to keep, in [0, 1]; of what, `of` says.  Give this or `count`."""
@@ -190,12 +196,14 @@ def check_steps(steps: Sequence[Step], types: Mapping[str, str]) -> None:
             raise ConfigError(f"select step {path!r}: {ranked.by!r} holds text, and {step.kind} needs numbers.")
         if step.use is not None:
             raise ConfigError(f"select step {path!r} uses subset {step.use!r}: put its steps in with expand_uses.")
-    if (most := _count_copies(steps, 1)) > MAX_COPIES:
-        raise ConfigError(f"a row could get {most:,} copies; at most {MAX_COPIES:,} are possible. Repeat less.")
+    _count_copies(steps, 1)
 
 
 def _count_copies(steps: Sequence[Step], copies: int) -> int:
-    """Return how many copies the steps can give a row that has so many."""
+    """Return how many copies the steps can give a row that has so many.
+
+    Raises ConfigError where they are more than MAX_COPIES, within a branch that gives none too.
+    """
     for step in steps:
         found = [_count_copies(branch, copies) for branch in step.branches]
         if step.add is not None:
@@ -203,6 +211,11 @@ def _count_copies(steps: Sequence[Step], copies: int) -> int:
         elif found and step.minus is None:
             copies = max(found)
         copies *= step.repeat or 1
+        if copies > MAX_COPIES:
+            raise ConfigError(
+                f"select step {step.name!r}: a row could get {copies:,} copies; at most {MAX_COPIES:,} are possible. "
+                "Repeat less."
+            )
     return copies
 
 
@@ -215,7 +228,7 @@ def find_columns(steps: Sequence[Step], known: Iterable[str]) -> list[str]:
             check_name(ranked.by, known, kind=f"score column in step {path!r}")
             used.add(ranked.by)
         elif step.where:
-            words = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"'[^']*'", "", step.where)))
+            words = {quoted or plain for quoted, plain in SQL_NAMES.findall(SQL_TEXTS.sub("", step.where))}
             used |= words & known
             if not words & known:
                 near = next(iter(sorted(words)), step.where)
@@ -262,4 +275,5 @@ def _drop_unset(value: Any) -> Any:
         return value
     later = {f.name for f in fields(Step)} - FIRST_FIELDS
     unset = {k for k, v in value.items() if (k in later and v is None) or (k == "lowest" and v is False)}
-    return {k: _drop_unset(v) for k, v in value.items() if k not in unset}
+    of_ties = {"nulls": "last"} if value.get("ties") == "datacomp" else {}  # they were left aside before
+    return {k: _drop_unset(v) for k, v in value.items() if k not in unset} | of_ties

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from pipeline.manifest import Counts, Manifest
 from pipeline.select import NO_SCORE, Sample, Step, Top, place_branches
 
@@ -80,15 +82,22 @@ def describe_step(step: Step, threshold: float | None) -> str:
     if step.where is not None:
         return f"where {step.where}"
     if step.top:
-        found = "nothing passed" if threshold is None else f"{'≤' if step.top.lowest else '≥'} {threshold:.6g}"
+        sign = "≤" if step.top.lowest else "≥"
+        found = "nothing passed" if threshold is None else f"{sign} {_spell(threshold)}"
         which = "lowest" if step.top.lowest else "top"
         ties = ", ties as DataComp" if step.top.ties == "datacomp" else ""
         return f"{which} {_describe_amount(step.top)} by {step.top.by}{ties}: {found}"
     if step.at_least:
-        return f"{step.at_least.by} ≥ {threshold:.9g}"
+        return f"{step.at_least.by} ≥ {_spell(threshold or 0.0)}"
     if step.sample:
         return f"sample {_describe_amount(step.sample)}, seed {step.sample.seed}"
     return f"repeat {step.repeat} times" if step.repeat else step.kind
+
+
+def _spell(value: float) -> str:
+    """Return the shortest number that means the same in the column's own precision."""
+    single = np.float32(value)
+    return str(single) if float(single) == value else repr(value)
 
 
 def _describe_amount(rule: Top | Sample) -> str:

@@ -27,7 +27,7 @@ FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAU
 
 @contextmanager
 def open_session(master: str | None = None, *, name: str = "winnow") -> Iterator[Any]:
-    """Yield a SparkSession and stop it at the end.
+    """Yield a SparkSession and stop it at the end, unless it was there before: then it is somebody else's.
 
     `master` None uses what spark-submit or the environment says, else every core of this machine.  The workers of a
     cluster are sent this code, unless spark-submit --py-files did that.
@@ -42,6 +42,7 @@ def open_session(master: str | None = None, *, name: str = "winnow") -> Iterator
     builder = SparkSession.builder.appName(name).master(master)
     for key, value in _settings(master).items():
         builder = builder.config(key, value)
+    is_given = SparkSession.getActiveSession() is not None
     with _quiet_start():
         session = builder.getOrCreate()
     session.sparkContext.setLogLevel("OFF")
@@ -50,7 +51,8 @@ def open_session(master: str | None = None, *, name: str = "winnow") -> Iterator
         with nullcontext() if is_one_machine(session) else served_code(session.sparkContext):
             yield session
     finally:
-        session.stop()
+        if not is_given:
+            session.stop()
 
 
 def _let_tasks_fail(master: str) -> str:

@@ -8,6 +8,7 @@ negatives, as in FLYP (Goyal et al. 2023, arXiv:2212.00638).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -57,11 +58,15 @@ def as_sets(data: str | Sequence[TrainSet]) -> tuple[TrainSet, ...]:
 
 
 def identify_sets(sets: Sequence[TrainSet]) -> dict[str, str]:
-    """Return name -> hash of a set's file names, sizes and times, and of its classes' captions."""
-    return {
-        part.name: hash_json([fingerprint_all(part.urls), part.classes and [part.classes.captions, part.classes.sizes]])
-        for part in sets
-    }
+    """Return name -> hash of a set's file names, sizes and times, and of its classes' captions and folders."""
+    return {part.name: hash_json([fingerprint_all(part.urls), _describe_classes(part)]) for part in sets}
+
+
+def _describe_classes(part: TrainSet) -> list[Any]:
+    if part.classes is None:
+        return []
+    folders = [] if part.classes.sizes is None else [url.split("/")[-2] for url in part.urls]
+    return [part.classes.captions, part.classes.sizes, folders]
 
 
 def read_sets(sets: Sequence[TrainSet], *, tokenize: Tokenize, quiet: bool = False) -> RowIndex:

@@ -96,7 +96,7 @@ def plan_run(
         origins = {"data": hash_json([fingerprint(url) for url in sets[0].urls])}
     else:
         origins = identify_sets(sets)
-        choices["sets"] = {part.name: part.share for part in sets}
+        choices["sets"] = [[part.name, part.share] for part in sets]  # in order: rows are numbered by it
     origins = dict(origins if parents is None else parents)
     if weights:
         origins["weights"] = weights

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.clip_model import HUB_PREFIX, OpenedClip, fetch_weights, find_clip, open_model
 from pipeline.errors import ConfigError, ModelError
+from pipeline.filesystem import find_place
 from pipeline.storage import is_folder
 
 
@@ -32,7 +33,7 @@ def find_start(model: str, init: str | None, *, out: str) -> Start:
             "trained ones could not be opened. Name its architecture, and the hub model as init."
         )
     for name in (model, init):
-        if name and name.rstrip("/") == out.rstrip("/"):
+        if name and is_folder(name) and find_place(name) == find_place(out):
             raise ModelError(f"cannot train {name!r} into itself: name another output folder.")
     if init is None:
         return Start(source.architecture, model, is_fresh=source.weights is None)

@@ -1,4 +1,4 @@
-"""Recipes of DataComp's baselines on a small metadata pool; tests/parity/datacomp.py runs DataComp's own code beside."""
+"""Recipes of DataComp's baselines on a small metadata pool; tests/parity/datacomp.py runs DataComp's own code too."""
 
 from pathlib import Path
 

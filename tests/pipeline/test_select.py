@@ -7,7 +7,18 @@ import pytest
 
 from pipeline.config import read_config
 from pipeline.errors import ConfigError
-from pipeline.select import AtLeast, Sample, Step, Top, as_config, check_steps, expand_uses, find_columns, walk
+from pipeline.select import (
+    MAX_COPIES,
+    AtLeast,
+    Sample,
+    Step,
+    Top,
+    as_config,
+    check_steps,
+    expand_uses,
+    find_columns,
+    walk,
+)
 from pipeline.select_radix import Threshold, count_radix, count_uid_radix, find_last_uid, find_threshold, order_keys
 from pipeline.uid import UID_DTYPE, is_at_most
 
@@ -180,3 +191,36 @@ def test_last_uid_is_that_of_a_sort(kind: str) -> None:
         assert num == sum(n <= bound for n in numbers) == sum(n <= last for n in numbers)
         assert is_at_most(uids, last).sum() == num
         assert len(passes) <= (2 if kind == "hashes" else 8)
+
+
+def test_copies_are_bounded_where_none_come_out_too() -> None:
+    inner = [Step(name="a", add=[[Step(name="r", repeat=MAX_COPIES)], []])]
+    with pytest.raises(ConfigError, match=r"'a': a row could get 65,536 copies"):
+        check_steps([Step(name="m", minus=inner)], {})
+
+
+@pytest.mark.parametrize(
+    ("sql", "columns"),
+    [
+        ("""lang = "it's" AND words > 2 AND other = 'en'""", ["lang", "other", "words"]),
+        (r"lang = 'it\'s words' AND other > 1", ["lang", "other"]),
+        ("`clip-score` > 0.3", ["clip-score"]),
+        ("`größe` > 1 OR words > 1", ["größe", "words"]),
+        ("lang = 'words'", ["lang"]),
+    ],
+)
+def test_columns_of_a_rule_are_found_as_spark_reads_it(sql: str, columns: list[str]) -> None:
+    known = ["lang", "words", "other", "clip-score", "größe"]
+    assert find_columns([Step(name="s", where=sql)], known) == columns
+
+
+def _describe(ties: Any) -> dict[str, Any]:
+    (step,) = as_config([Step(name="s", top=Top(by="x", count=1, ties=ties))])
+    top: dict[str, Any] = step["top"]
+    return top
+
+
+def test_datacomps_ties_say_what_they_do_with_nulls() -> None:
+    """They kept something where a null stood at the threshold's index; subsets of then are not those of now."""
+    exact, datacomp = (_describe(ties) for ties in ("exact", "datacomp"))
+    assert "nulls" not in exact and datacomp["nulls"] == "last"

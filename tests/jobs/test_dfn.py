@@ -196,8 +196,12 @@ def test_winnow_run_makes_a_network_from_given_weights(finished: Path, places: P
     assert max(float((end[name] - start[name]).abs().max()) for name in start) < 0.01
 
 
-def test_held_out_pairs_are_not_fine_tuned_on(places: Path, tmp_path: Path) -> None:
-    network = make_network(places, sets=[{"pairs": str(places / "clean")}])
+@pytest.mark.parametrize("spelled", ["clean", "images/../clean", "link"])
+def test_held_out_pairs_are_not_fine_tuned_on(places: Path, tmp_path: Path, spelled: str) -> None:
+    if spelled == "link":
+        (tmp_path / "clean").symlink_to(places / "clean")
+    folder = tmp_path / "clean" if spelled == "link" else Path(f"{places}/{spelled}")
+    network = make_network(places, sets=[{"pairs": str(folder)}])
     network = replace(network, train=replace(network.train, heldout=12))
     with pytest.raises(ConfigError, match=r"'clean' has .*00000000.tar.* holds rows out"):
         run(network, places, tmp_path)

@@ -8,7 +8,7 @@ from training.captioned import TrainSet, as_sets, read_sets
 from training.config import TrainConfig
 from training.ensemble import interpolate, write_ensemble
 from training.retrieval import measure_heldout, measure_recall
-from training.run import train
+from training.run import plan_run, train
 from training.start import find_start
 
 TINY = {"model": "winnow-vit-tiny", "samples": 64, "batch_size": 32}
@@ -91,7 +91,9 @@ def test_sets_are_accounted_one_by_one(squares, tmp_path, write_shards, square_r
     other = write_shards(tmp_path / "other", [*square_rows(5), ("bad", b"x")])
     sets = [TrainSet("a", as_sets(str(squares))[0].urls, 1), TrainSet("b", as_sets(str(other))[0].urls, 1)]
     manifest = train(TrainConfig(**TINY | {"samples": 128}), data=sets, out=str(tmp_path / "out"), quiet=True)
-    assert manifest.config["sets"] == {"a": 1, "b": 1} and set(manifest.parents) == {"a", "b"}
+    assert manifest.config["sets"] == [["a", 1], ["b", 1]] and set(manifest.parents) == {"a", "b"}
+    other_way = plan_run(TrainConfig(**TINY | {"samples": 128}), sets[::-1])
+    assert other_way.identity != manifest.identity  # rows are numbered in the order of the sets
     assert manifest.counts["a"].kept == 256
     assert (manifest.counts["b"].kept, manifest.counts["b"].failed) == (5, {"unreadable_image": 1})
 
@@ -104,10 +106,14 @@ def test_sets_are_accounted_one_by_one(squares, tmp_path, write_shards, square_r
         ("winnow-vit-tiny@RUN/checkpoint.pt", "RUN", ConfigError, "names weights and so does init"),
         ("winnow-vit-tiny", "absent/folder", ModelError, "absent/folder"),
         ("winnow-vit-tiny", "OUT", ModelError, "into itself"),
+        ("winnow-vit-tiny", "OUT/../BASE/.", ModelError, "into itself"),
     ],
 )
 def test_a_start_that_does_not_fit_says_so(runs, tmp_path, model, init, error, message):
-    model, init = (text.replace("RUN", runs[0]).replace("OUT", str(tmp_path)) for text in (model, init))
+    model, init = (
+        text.replace("RUN", runs[0]).replace("OUT", str(tmp_path)).replace("BASE", tmp_path.name)
+        for text in (model, init)
+    )
     with pytest.raises(error, match=message):
         find_start(model, init, out=str(tmp_path))
 

@@ -2,7 +2,7 @@
 
 plan/parts/<part>.lines   one LINE per row to write, in pool order
 plan/parts/<part>.arrow   the pool's own columns of the rows to write
-plan/parts/<part>.lost    int64 subset entries of rows without an image; absent when there is none
+plan/parts/<part>.lost    int64 subset entries of rows without an image, downloaded or not; absent when none
 plan/repeats              REPEATs sorted by shard: the lines whose uid is written more than once
 plan/repeats_of_parts     int32 lines of the repeats, sorted by part
 plan/edges                int64 (2, parts + 1): the lines before each part that are no repeats, and the repeats
@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import PoolError
 from pipeline.manifest import Counts, hash_json
-from pipeline.pool import Part, clean_text, read_part
+from pipeline.pool import UID_PATTERN, Part, clean_text, read_part
 from pipeline.schemas import (
     END,
     IMAGE_EXTENSIONS,
@@ -67,8 +68,8 @@ def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = Non
     """Find the kept rows of a part, write their lines to OUT/plan; return counts, lines, lost, broken, spans, digest.
 
     Counts speak of rows to write: a row kept three times is read three times.  `lines` is how many can be written,
-    `lost` how many have no image.  A part that cannot be read is reported.  `spans` says whether SCORES knew where the
-    rows' bytes are; otherwise the tar's headers are read.
+    `lost` how many entries of the subset are here without an image.  A part that cannot be read is reported.  `spans`
+    says whether SCORES knew where the rows' bytes are; otherwise the tar's headers are read.
     """
     try:
         rows = read_part(part)
@@ -92,10 +93,11 @@ def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = Non
     )
     counts.check(f"shard plan of part {part.name}")
     _write_lines(out, part, lines, rows.table.drop_columns([ROW]).take(kept))
-    if len(lost):
-        _write_array(_plan_url(out, part, LOST_SUFFIX), _entries_of(lost))
+    entries = np.concatenate([_entries_of(lost), _find_entries(rows.lost[UID], subset)])
+    if len(entries):
+        _write_array(_plan_url(out, part, LOST_SUFFIX), entries)
     digest = hashlib.sha256(lines.tobytes()).hexdigest()
-    told = {"lines": len(lines), "lost": len(lost), "broken": broken, "spans": known is not None, "digest": digest}
+    told = {"lines": len(lines), "lost": len(entries), "broken": broken, "spans": known is not None, "digest": digest}
     return {"counts": asdict(counts), **told}
 
 
@@ -137,6 +139,15 @@ def _entries_of(lines: np.ndarray) -> np.ndarray:
     """Return int64 (lines,): the subset entry that each line answers; a uid's repeats stand side by side there."""
     entries: np.ndarray = lines["uid"] + lines["repeat"]
     return entries
+
+
+def _find_entries(uids: pa.ChunkedArray, subset: np.ndarray) -> np.ndarray:
+    """Return int64: the subset entries of uids (text, or what is none)."""
+    named = parse_uids(uids.filter(pc.match_substring_regex(uids, UID_PATTERN).fill_null(False)))
+    places = search_subset(subset, named, or_equal=False)
+    times = search_subset(subset, named, or_equal=True) - places
+    nowhere = np.zeros(len(times), np.int64)
+    return _entries_of(_make_lines(times, nowhere, nowhere, places))
 
 
 def _plan_url(out: str, part: Part, suffix: str) -> str:

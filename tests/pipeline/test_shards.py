@@ -246,6 +246,14 @@ def test_a_uid_of_two_parts_hides_none_that_is_absent(tmp_path: Path) -> None:
     assert [counts["failed"] for counts in facts["counts"]] == [{"missing_image": 2}, {}]
 
 
+def test_rows_that_were_not_downloaded_are_in_the_pool_too(tmp_path: Path) -> None:
+    rows = [toy_row(n) | {"status": "failed_to_download" if n else "success"} for n in range(3)]
+    write_part(tmp_path / "p", "0", rows[:1], {rows[0]["key"]: render("red")})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p" / "0.parquet")
+    facts = write_all(tmp_path / "p", [uid(n) for n in (0, 1, 3)], tmp_path / "out", rows_per_shard=10)
+    assert (facts["rows"], facts["not_in_pool"]) == (1, 1)  # 3 is in no part, 1 was not downloaded
+
+
 @pytest.mark.parametrize("keys", ["source", "uid"])
 def test_a_tar_of_other_rows_in_the_same_size_and_time_is_noticed(
     make_pool: MakePool, tmp_path: Path, keys: str

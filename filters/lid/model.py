@@ -19,7 +19,8 @@ MAGIC, VERSION = 793712314, 12
 HIERARCHICAL_SOFTMAX, SUPERVISED = 1, 3
 CENTROIDS = 256
 LABEL_PREFIX = "__label__"
-"""A word that begins with it is a label, not a word, to fastText (src/dictionary.cc getType)."""
+"""A word that begins with it is a label, not a word, to fastText, and so is each label of a model (src/dictionary.cc
+getType, getLine)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,17 @@ class _Reader:
 
 
 def read_model(path: str) -> FastTextModel | None:
-    """Return the model, or None when it is no classifier of the kind of lid.176: a tree of labels, no word n-grams.
+    """Return the model, or None when it is no classifier of the kind of lid.176.
 
-    Raises ModelError when the file is not a fastText model, or cut short.
+    That is a tree of labels that begin with LABEL_PREFIX, no word n-grams.
+    Raises ModelError when the file is not a fastText model, has no labels, or is cut short.
     """
     try:
         with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read(_Reader(data))
     except (struct.error, ValueError) as error:
-        raise ModelError(f"{path!r} is not a whole fastText model ({error}); download it again.") from None
+        remedy = "download it again, or name one such as lid.176.bin."
+        raise ModelError(f"{path!r} is not a whole fastText classifier ({error}); {remedy}") from None
 
 
 def _read(reader: _Reader) -> FastTextModel | None:
@@ -87,10 +90,15 @@ def _read(reader: _Reader) -> FastTextModel | None:
     if magic != MAGIC:
         raise ValueError(f"it begins with {magic}, not {MAGIC}")
     _, _, _, _, _, word_ngrams, loss, kind, buckets, shortest, longest, _, _ = reader.take("12id")
-    if (version, word_ngrams, loss, kind) != (VERSION, 1, HIERARCHICAL_SOFTMAX, SUPERVISED):
+    if kind != SUPERVISED:
+        raise ValueError("it holds word vectors and no labels")
+    if (version, word_ngrams, loss) != (VERSION, 1, HIERARCHICAL_SOFTMAX):
         return None
     size, num_words, num_labels, _, num_kept = reader.take("3i2q")
     entries = [(reader.take_string(), *reader.take("qb")) for _ in range(size)]
+    labels = [word.decode() for word, _, _ in entries[num_words:]]
+    if not all(label.startswith(LABEL_PREFIX) for label in labels):
+        return None
     kept = reader.take_array("<i4", 2 * num_kept).reshape(-1, 2) if num_kept >= 0 else None
     (is_quantised,) = reader.take("?")
     vectors_VD = _read_quantised(reader) if is_quantised else _read_dense(reader)
@@ -98,7 +106,7 @@ def _read(reader: _Reader) -> FastTextModel | None:
     nodes_ND = _read_quantised(reader) if is_quantised and is_output_quantised else _read_dense(reader)
     return FastTextModel(
         words={word: row for row, (word, _, _) in enumerate(entries[:num_words])},
-        labels=[word.decode() for word, _, _ in entries[num_words:]],
+        labels=labels,
         label_counts=[count for _, count, _ in entries[num_words:]],
         vectors_VD=vectors_VD,
         nodes_ND=nodes_ND[: num_labels - 1],

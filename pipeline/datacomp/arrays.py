@@ -53,7 +53,7 @@ def _look(folder: str, name: str, num_rows: Mapping[str, int | None], looked: _L
     url, table = join(folder, name), _table_of(name)
     try:
         arrays = list_arrays(url)
-    except PoolError as error:
+    except (PoolError, OSError) as error:
         looked.broken[name] = str(error).removeprefix(url).lstrip(": ")
         return
     for array in arrays.values():

@@ -62,7 +62,8 @@ PARTS = "part_"
 def check_metadata(folder: str, scratch: str, *, scale: str | None = None) -> Section:
     """Return what is in a metadata folder; its distinct uids stand in SCRATCH/metadata.npy, sorted.
 
-    Reads footers, uids and the headers of npz files; holds 16 bytes a row of the largest file and little else.
+    Reads footers, uids and the headers of npz files; holds 16 bytes a row of the largest file, besides what
+    write_distinct does.
     SCRATCH takes 48 bytes a row.  Raises PoolError when the folder is absent or has no parquet.
     """
     names, url = _list_files(folder), join(scratch, f"{METADATA}{SUBSET_SUFFIX}")

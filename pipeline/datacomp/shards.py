@@ -23,6 +23,7 @@ from pipeline.schemas import (
     PARQUET_SUFFIX,
     REASON_BAD_UID,
     REASON_BROKEN_PART,
+    REASON_MISSING_IMAGE,
     REASON_NOT_DOWNLOADED,
     SIZES,
     STATS_SUFFIX,
@@ -51,7 +52,8 @@ def check_shards(folder: str, scratch: str) -> Section:
     shards: list[Shard] = []
     url = join(scratch, f"{SHARDS}{SUBSET_SUFFIX}")
     merged = write_distinct(url, _inspect_all(folder, sizes, sorted(names), shards), join(scratch, SHARDS))
-    counts, statuses = add_counts(map(_count_rows, shards)), Counter[str]()
+    accounts, statuses = [_count_rows(shard) for shard in shards], Counter[str]()
+    counts = add_counts(accounts)
     for shard in shards:
         statuses.update(shard.table.statuses if shard.table else {})
     numbers = {"tars": sum(s.has_tar for s in shards), "stats": sum(s.has_stats for s in shards)}
@@ -63,7 +65,8 @@ def check_shards(folder: str, scratch: str) -> Section:
         if is_resharded:
             findings += judge_resharded(folder, numbers["tars"], counts.read)
         return Section(counts, numbers, facts, findings, None, hash_json(sizes))
-    numbers |= {"uids": merged.num_uids, "repeated": counts.kept - merged.num_uids}
+    num_named = sum(account.kept for account, shard in zip(accounts, shards, strict=True) if shard.table)
+    numbers |= {"uids": merged.num_uids, "repeated": num_named - merged.num_uids}
     if numbers["repeated"]:
         message = f"{numbers['repeated']:,} images have the uid of another one, so a subset gets them more than once"
         why = "img2dataset numbers all later shards anew when a parquet comes into the metadata"
@@ -79,7 +82,8 @@ def _inspect_all(
         for start in range(0, len(names), SHARDS_AT_ONCE):
             for shard in readers.map(partial(_inspect, folder, sizes), names[start : start + SHARDS_AT_ONCE]):
                 if shard.table:
-                    yield shard.table.uids
+                    if shard.has_tar:
+                        yield shard.table.uids
                     shard.table.uids = shard.table.uids[:0].copy()
                 shards.append(shard)
 
@@ -92,7 +96,7 @@ def _inspect(folder: str, sizes: Mapping[str, int], name: str) -> Shard:
     if shard.has_stats:
         try:
             shard.successes = int(json.loads(read_bytes(url + STATS_SUFFIX))["successes"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             shard.stats_error = "no `successes` in it" if sizes[name + STATS_SUFFIX] else "empty"
     if name + PARQUET_SUFFIX in sizes:
         shard.table = read_table_file(url + PARQUET_SUFFIX, status=STATUS_SUCCESS)
@@ -121,16 +125,24 @@ def _read_sizes(folder: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
 
 
 def _count_rows(shard: Shard) -> Counts:
-    """Return the account of one shard: of its parquet's rows, or, where there is none, of what its stats say."""
+    """Return the account of one shard: of its parquet's rows, or, where there is none, of what its stats say.
+
+    Without a tar no row has an image, whatever these say.
+    """
     table = shard.table
     if table is None:
-        return Counts(read=shard.successes or 0, kept=shard.successes or 0)
-    if table.error:
-        return Counts(read=table.num_rows, kept=0, failed=_positive({REASON_BROKEN_PART: table.num_rows}))
-    images = table.statuses.get(STATUS_SUCCESS, 0) if table.statuses else table.num_rows
-    num_bad = table.num_bad if UID in table.types else images
-    failed = {REASON_NOT_DOWNLOADED: table.num_rows - images, REASON_BAD_UID: num_bad}
-    return Counts(read=table.num_rows, kept=images - num_bad, failed=_positive(failed))
+        num_rows, failed = shard.successes or 0, {}
+    elif table.error:
+        num_rows, failed = table.num_rows, {REASON_BROKEN_PART: table.num_rows}
+    else:
+        num_rows = table.num_rows
+        images = table.statuses.get(STATUS_SUCCESS, 0) if table.statuses else num_rows
+        num_bad = table.num_bad if UID in table.types else images
+        failed = {REASON_NOT_DOWNLOADED: num_rows - images, REASON_BAD_UID: num_bad}
+    kept = num_rows - sum(failed.values())
+    if not shard.has_tar:
+        kept, failed = 0, failed | {REASON_MISSING_IMAGE: kept}
+    return Counts(read=num_rows, kept=kept, failed=_positive(failed))
 
 
 def _positive(failed: Mapping[str, int]) -> dict[str, int]:

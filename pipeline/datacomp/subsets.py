@@ -12,8 +12,9 @@ import numpy as np
 from pipeline.datacomp.findings import NOTE, WARNING, Finding, Section
 from pipeline.datacomp.uid_sets import find_disorder, look_up, write_sorted
 from pipeline.errors import ConfigError, PoolError
-from pipeline.manifest import Counts, Manifest, find_done, write_manifest
-from pipeline.storage import exists, fingerprint, is_local, join, open_file, sha256_of_file
+from pipeline.filesystem import find_place
+from pipeline.manifest import Counts, Manifest, find_done, read_manifest, write_manifest
+from pipeline.storage import exists, fingerprint, is_local, join, open_file, remove, sha256_of_file
 from pipeline.subset import NUMPY_MAGIC, SUBSET_SUFFIX, open_subset
 from pipeline.uid import UID_BYTES, UID_DTYPE
 
@@ -64,6 +65,18 @@ def bring_in_subset(url: str, name: str, out: str, scratch: str) -> Section:
     numbers = {"rows": len(uids), "uids": done.facts["uids"]}
     facts = {"sha256": done.facts["sha256"]}
     return Section(done.counts["rows"], numbers, facts, findings, made, wanted.parents["subset"])
+
+
+def remove_subset(url: str, name: str, out: str) -> None:
+    """Delete OUT/<name>.npy and its manifest if an import made them, unless `url`, which cannot be read, is that file.
+
+    Raises StageError when OUT/<name>.json is no manifest.
+    """
+    made, manifest_name = join(out, name + SUBSET_SUFFIX), f"{name}.json"
+    found = read_manifest(out, name=manifest_name)
+    if found is not None and found.stage == STAGE and find_place(url) != find_place(made):
+        remove(made)
+        remove(join(out, manifest_name))
 
 
 def _is_whole(url: str, done: Manifest) -> bool:

@@ -26,7 +26,7 @@ class TableFile:
     """As its footer says."""
     types: dict[str, pa.DataType] = field(default_factory=dict)
     nulls: dict[str, int] = field(default_factory=dict)
-    """Column -> rows without a value; of the columns asked for."""
+    """Column -> rows without a value; of the columns asked for that are not nested."""
     statuses: dict[str, int] = field(default_factory=dict)
     """img2dataset's status -> rows; empty where there is no such column."""
     uids: np.ndarray = field(default_factory=lambda: np.empty(0, UID_DTYPE))
@@ -38,9 +38,10 @@ class TableFile:
 
 
 def read_table_file(url: str, *, count_nulls: Collection[str] = (), status: str | None = None) -> TableFile:
-    """Return what a parquet holds, 16 bytes a row of it; of the data only uid and status are read.
+    """Return what a parquet holds, 16 bytes a row of it; `status` chooses the rows whose uids count.
 
-    Nulls are taken from the footer, or counted where that does not say.  `status` chooses the rows whose uids count.
+    Of the data uid and status are read.  Nulls are taken from the footer, which does not say them of nested columns: so
+    those are left out.  A column is read only where a footer without statistics leaves its nulls to be counted.
     """
     found = TableFile()
     try:
@@ -48,10 +49,10 @@ def read_table_file(url: str, *, count_nulls: Collection[str] = (), status: str 
             parquet = pq.ParquetFile(file)
             found.num_rows = parquet.metadata.num_rows
             found.types = {field.name: field.type for field in parquet.schema_arrow}
-            wanted = [name for name in count_nulls if name in found.types]
-            found.nulls = {name: _count_nulls(parquet, name) for name in wanted}
+            flat = {name for name, kind in found.types.items() if not pa.types.is_nested(kind)}
+            found.nulls = {name: _count_nulls(parquet, name) for name in count_nulls if name in flat}
             _read_rows(parquet, found, status)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         found.error = " ".join(str(error).replace(url, name_of(url)).split())
         found.uids = np.empty(0, UID_DTYPE)
     return found

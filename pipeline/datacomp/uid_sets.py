@@ -21,6 +21,7 @@ def write_distinct(url: str, pieces: Iterable[np.ndarray], scratch: str) -> Merg
     """Write every uid once, as a sorted subset file; SCRATCH takes 32 bytes a uid meanwhile.
 
     `pieces` are arrays (rows,) of UID_DTYPE in any order; RUN_ROWS of them are held, or one piece if that is longer.
+    Besides, 0.25 byte of every uid is held, to cut the sorted runs into ranges.
     """
     held, num_held, num_runs = [np.empty(0, UID_DTYPE)], 0, 0
     for piece in pieces:

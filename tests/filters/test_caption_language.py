@@ -56,13 +56,22 @@ def test_cases_of_datacomp() -> None:
     assert len({c["language"] for c in CASES}) > 20
 
 
-def write_model(path: Path, *, end_of_line: bool, ngrams: tuple[int, int], loss: int, num_labels: int = 7) -> str:
+def write_model(
+    path: Path,
+    *,
+    end_of_line: bool,
+    ngrams: tuple[int, int],
+    loss: int,
+    num_labels: int = 7,
+    prefix: str = "__label__",
+    kind: int = 3,
+) -> str:
     """A fastText model of random vectors, so that probabilities are all over and often close."""
     rng = np.random.default_rng(0)
     words = ["</s>"] * end_of_line + ["dog", "the", "ab", "猫", "c"]
-    labels = [f"__label__l{i}" for i in range(num_labels)]
+    labels = [f"{prefix}l{i}" for i in range(num_labels)]
     dimensions, buckets = 5, 100
-    header = struct.pack("<2i12id", 793712314, 12, dimensions, 5, 5, 1, 5, 1, loss, 3, buckets, *ngrams, 100, 1e-4)
+    header = struct.pack("<2i12id", 793712314, 12, dimensions, 5, 5, 1, 5, 1, loss, kind, buckets, *ngrams, 100, 1e-4)
     header += struct.pack("<3i2q", len(words) + num_labels, len(words), num_labels, 1000, -1)
     entries = [(word, 900 - i, 0) for i, word in enumerate(words)]
     entries += [(label, 800 - 40 * i, 1) for i, label in enumerate(labels)]
@@ -87,6 +96,19 @@ def test_answers_are_fasttexts_own(tmp_path: Path, end_of_line: bool, ngrams: tu
     assert scored.columns[1].to_pylist() == pytest.approx(probabilities, abs=1e-5)
     assert len(set(labels)) > 4
     assert (None in labels) != end_of_line
+
+
+def test_labels_with_another_prefix(tmp_path: Path) -> None:
+    """fastText takes any label of its dictionary for one, and leaves it out of the caption."""
+    path = write_model(tmp_path / "lid.bin", end_of_line=True, ngrams=(2, 4), loss=1, prefix="lang:")
+    captions = [f"{word} lang:l{n}" for word in ("dog", "the", "ab") for n in range(7)]
+    assert caption_language.load(path)(texts(captions)).columns[0].to_pylist() == ask_fasttext(path, captions)[0]
+
+
+def test_a_model_without_labels_is_told(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "cc.en.bin", end_of_line=True, ngrams=(2, 4), loss=1, kind=2)
+    with pytest.raises(ModelError, match=r"cc\.en\.bin.*word vectors.*lid\.176\.bin"):
+        caption_language.load(path)
 
 
 def test_a_model_of_one_label(tmp_path: Path) -> None:
@@ -147,7 +169,7 @@ def test_columns_are_called_after_the_filter() -> None:
 def test_a_broken_model_is_told(tmp_path: Path, cut: int) -> None:
     path = Path(write_model(tmp_path / "lid.bin", end_of_line=True, ngrams=(2, 4), loss=1))
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ModelError, match="is not a whole fastText model"):
+    with pytest.raises(ModelError, match="is not a whole fastText classifier"):
         caption_language.load(str(path))
 
 

@@ -100,6 +100,25 @@ def test_broken_files_exit_with_one_and_the_rest_is_done(data: Path, capsys: pyt
     assert manifest and [f["level"] for f in manifest.facts["findings"]].count("broken") == 2
 
 
+def test_a_subset_that_broke_leaves_none_behind(data: Path) -> None:
+    words, made = ["--subset", str(data / "mine.npy"), "--out", str(data / "out")], data / "out" / "subsets"
+    assert main(words) == 0 and {path.name for path in made.iterdir()} == {"mine.npy", "mine.json"}
+    (data / "mine.npy").write_text("hello")
+    assert main(words) == 1 and not list(made.iterdir())
+    (made / "mine.npy").write_bytes(b"precious")
+    assert main(words) == 1 and (made / "mine.npy").read_bytes() == b"precious"
+
+
+def test_what_was_given_is_not_deleted(data: Path) -> None:
+    words, made = (
+        ["--subset", str(data / "mine.npy"), "--out", str(data / "out")],
+        data / "out" / "subsets" / "mine.npy",
+    )
+    assert main(words) == 0
+    made.write_bytes(b"cut short")
+    assert main(["--subset", str(made), *words[2:]]) == 1 and made.read_bytes() == b"cut short"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -109,6 +109,16 @@ def spoil_pages(folder: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def spoil_faces(path: Path) -> None:
+    """Of a sound parquet, make all pages of face_bboxes unreadable."""
+    footer = pq.read_metadata(path).row_group(0)
+    column = next(c for c in map(footer.column, range(footer.num_columns)) if c.path_in_schema.startswith("face"))
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+
+
 METADATA_FAILURES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "cut": (lambda f: cut(f / f"{B}.parquet"), "broken", f"1 of 2 files ({B}.parquet: "),
     "empty": (lambda f: (f / f"{B}.parquet").write_bytes(b""), "broken", "cannot be read"),
@@ -167,6 +177,14 @@ def test_caption_serves_as_text_and_more_columns_are_noted(metadata: Path, tmp_p
 def test_scale_says_how_much_is_missing(metadata: Path, tmp_path: Path) -> None:
     (finding,) = check_metadata(str(metadata), str(tmp_path / "scratch"), scale="small").findings
     assert finding.level == "warning" and "10 rows are 0.00% of the 12,800,000 of small" in finding.message
+
+
+def test_faces_are_not_read(metadata: Path, tmp_path: Path) -> None:
+    """They are the widest column, and no footer says how many are null."""
+    spoil_faces(metadata / f"{B}.parquet")
+    with pytest.raises((OSError, pa.ArrowException)):
+        pq.read_table(metadata / f"{B}.parquet", columns=["face_bboxes"])
+    assert check_metadata(str(metadata), str(tmp_path / "scratch")).findings == []
 
 
 def test_nulls_are_counted_where_the_footer_does_not_say(metadata: Path, tmp_path: Path) -> None:
@@ -371,6 +389,13 @@ def write_json(name: str, content: Any) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(json.dumps(content))
 
 
+def flip_status(folder: Path) -> None:
+    """One byte of a status is no UTF-8 any more."""
+    path = folder / "00000001.parquet"
+    pq.write_table(pq.read_table(path), path, compression="none", write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"success", b"su\xffcess", 1))
+
+
 def repeat_shard(folder: Path) -> None:
     rows = pq.read_table(folder / "00000001.parquet")
     pq.write_table(rows, folder / "00000003.parquet")
@@ -390,11 +415,13 @@ SHARD_FAILURES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         remove("00000004_stats.json", "00000004.parquet"),
         ["1 of 5 tars (00000004.tar) have no parquet", "(00000004) have no stats"],
     ),
+    "no parquet": (remove("00000004.parquet"), ["1 of 5 tars (00000004.tar) have no parquet"]),
     "empty stats": (
         lambda f: (f / "00000002_stats.json").write_text(""),
         ["(00000002_stats.json: empty) cannot be read"],
     ),
     "other stats": (write_json("00000002_stats.json", [1]), ["no `successes` in it"]),
+    "infinite": (write_json("00000002_stats.json", {"successes": float("inf")}), ["no `successes` in it"]),
     "successes": (
         write_json("00000002_stats.json", {"successes": 4}),
         ["(00000002: 4 in the stats, 3 in the parquet)"],
@@ -406,6 +433,7 @@ SHARD_FAILURES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "no tar": (remove("00000004.tar"), ["1 of 5 shards (00000004) have no tar"]),
     "cut parquet": (lambda f: cut(f / "00000001.parquet"), ["1 of 5 parquet (00000001.parquet: "]),
+    "flipped byte": (flip_status, ["1 of 5 parquet (00000001.parquet: 'utf-8' codec can't decode byte 0xff"]),
     "no uid": (
         lambda f: rewrite(f, lambda table: table.drop_columns(["uid"]), "00000001"),
         ["1 of 5 parquet (00000001.parquet) have no column 'uid'"],
@@ -437,6 +465,16 @@ def test_what_is_wrong_with_shards_is_named(
     section.counts.check("shards")
     is_broken = any(f.level == "broken" for f in section.findings)
     assert is_broken == any("parquet (" in message for message in messages)
+
+
+def test_rows_without_a_tar_have_no_image(shards: Path, tmp_path: Path) -> None:
+    (shards / "00000004.tar").unlink()
+    write_json("00000007_stats.json", {"successes": 2})(shards)
+    section = check_shards(str(shards), str(tmp_path / "scratch"))
+    assert section.counts == Counts(read=22, kept=12, failed={"missing_image": 5, "not_downloaded": 5})
+    assert section.numbers["uids"] == 12 and section.numbers["repeated"] == 0 and section.uids
+    uids = [uid for n, uid in enumerate(uids_of(0, 16)) if n % 4 < 3]
+    assert format_uids(read_subset(section.uids)).to_pylist() == sorted(uids)
 
 
 def reshard(folder: Path, **account: Any) -> None:

@@ -250,7 +250,7 @@ def _check_first_part(parts: Sequence[Part], filters: Sequence[Filter]) -> None:
     for part in parts:
         try:
             columns = list_columns(part) + (sorted(list_arrays(part.arrays)) if reads_arrays and part.arrays else [])
-        except PoolError:
+        except (PoolError, OSError):
             continue
         try:
             for filter in filters:

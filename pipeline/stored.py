@@ -4,7 +4,7 @@ A filter that needs `l14_img` or `clip_l14_img` gets it in its batches like any 
 not know where it comes from.  Vectors are lists of floats; a row that has none is null.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from pipeline.batches import read_batches
 from pipeline.contract import Filter
 from pipeline.errors import PoolError
-from pipeline.npz import NpzArray, list_arrays, read_array_rows
+from pipeline.filesystem import StorageError
+from pipeline.npz import NpzArray, list_arrays, read_array_rows, unpack_array
 from pipeline.pool import Part, PartRows, list_columns, read_part
 from pipeline.schemas import PARQUET_SUFFIX, ROW, UID
 from pipeline.storage import join, open_file
@@ -51,31 +52,38 @@ def open_stored(
 ) -> tuple[dict[str, Take], str | None]:
     """Return a Take for each column that the filters need and the part's rows lack, and why its npz cannot be read.
 
-    `makers` are those of find_makers; what they scored is in FOLDER/<filter>.
+    `makers` are those of find_makers; what they scored is in FOLDER/<filter>.  An npz that is damaged, or has other
+    rows, gives a message and no Take.  Raises PoolError when scores are of other rows; OSError, StorageError and
+    StageError when files cannot be read now, which says nothing of the part.
     """
     found: dict[str, Take] = {}
     needed = {column: maker for f in filters for column, maker in makers.get(f.name, {}).items()}
     for maker in set(needed.values()):
-        found |= open_scores(join(folder, maker), part, [c for c, m in needed.items() if m == maker])
+        found |= open_scores(join(folder, maker), part, rows, [c for c, m in needed.items() if m == maker])
     vectors = {column for f in filters for column in f.vectors} - needed.keys() - set(rows.table.column_names)
     if not vectors or part.arrays is None:
         return found, None
     try:
-        arrays = open_arrays(part, rows)
+        return found | open_arrays(part.arrays, rows, vectors), None
+    except StorageError:
+        raise
     except PoolError as error:
         return found, str(error)
-    return found | {name: take for name, take in arrays.items() if name in vectors}, None
 
 
-def open_arrays(part: Part, rows: PartRows) -> dict[str, Take]:
-    """Return a Take per array of the part's npz.  Raises PoolError when it cannot be read or has other rows."""
-    return {name: _take_from_array(array, rows) for name, array in list_arrays(part.arrays or "").items()}
+def open_arrays(url: str, rows: PartRows, names: Collection[str]) -> dict[str, Take]:
+    """Return a Take for each of the arrays `names` that an npz has; other arrays are not looked at.
+
+    Compressed arrays are unpacked here, into temporary files that go with the Takes.
+    Raises PoolError when one is damaged or has not a row for each that the part lists; OSError as list_arrays does.
+    """
+    return {name: _take_from_array(array, rows) for name, array in list_arrays(url, names).items()}
 
 
 def _take_from_array(array: NpzArray, rows: PartRows) -> Take:
     if array.num_rows != rows.num_listed or rows.listed is None:
         raise PoolError(f"{array.url}: {array.name} has {array.num_rows:,} rows, its parquet {rows.num_listed:,}.")
-    listed = rows.listed
+    array, listed = unpack_array(array), rows.listed
 
     def take(places: np.ndarray) -> pa.Array:
         order = np.argsort(places, kind="stable")
@@ -86,10 +94,18 @@ def _take_from_array(array: NpzArray, rows: PartRows) -> Take:
     return take
 
 
-def open_scores(folder: str, part: Part, columns: Sequence[str]) -> dict[str, Take]:
-    """Return a Take per column of a part's scores FOLDER/<part>.parquet, which are held in memory."""
-    with open_file(join(folder, part.name + PARQUET_SUFFIX)) as file:
-        table = pq.read_table(file, columns=list(columns)).combine_chunks()
+def open_scores(folder: str, part: Part, rows: PartRows, columns: Sequence[str]) -> dict[str, Take]:
+    """Return a Take per column of a part's scores FOLDER/<part>.parquet, which are held in memory.
+
+    Raises PoolError when they are not of the part's rows in their order.
+    """
+    url = join(folder, part.name + PARQUET_SUFFIX)
+    with open_file(url) as file:
+        table = pq.read_table(file, columns=[UID, *columns]).combine_chunks()
+    if not table[UID].equals(rows.table[UID]):
+        raise PoolError(
+            f"{url}: its uids are not those of the pool's part, whose rows have changed. Score the pool again."
+        )
     return {name: _take_from_column(table[name]) for name in columns}
 
 
@@ -113,14 +129,14 @@ def add_stored(batches: Iterator[pa.RecordBatch], stored: Mapping[str, Take]) ->
 def read_stored(part: Part, column: str, folder: str | None) -> Iterator[pa.RecordBatch]:
     """Yield UID and one column of a part in pool order: from the scores in FOLDER, the pool's parquet or its npz.
 
-    Raises PoolError when the part has no such column.
+    Raises PoolError when the part has no such column, or as open_scores and open_arrays do.
     """
     rows = read_part(part, [column])
     stored: dict[str, Take] = {}
     if folder:
-        stored = open_scores(folder, part, [column])
+        stored = open_scores(folder, part, rows, [column])
     elif column not in list_columns(part):
-        stored = {name: take for name, take in open_arrays(part, rows).items() if name == column} if part.arrays else {}
+        stored = open_arrays(part.arrays, rows, [column]) if part.arrays else {}
         if not stored:
             raise PoolError(f"part {part.name} has no column {column!r}, in its parquet, its npz or its scores.")
     for batch in add_stored(read_batches(part, rows, images=False), stored):

@@ -1,5 +1,9 @@
 """Columns that lie beside a part: arrays of its npz, and scores of earlier filters."""
 
+import errno
+import os
+import resource
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,13 @@ import pytest
 from toy import render, toy_row, write_part
 
 from pipeline.contract import Failure, Filter, Score, Scored
+from pipeline.errors import PoolError, StageError
+from pipeline.filesystem import StorageError
 from pipeline.ledger import Unit
-from pipeline.pool import Part, list_parts
+from pipeline.pool import Part, list_parts, read_part
 from pipeline.schemas import IMAGE, TEXT
 from pipeline.score import score_part
-from pipeline.stored import find_array_readers, find_makers, order_levels, read_stored
+from pipeline.stored import find_array_readers, find_makers, open_stored, order_levels, read_stored
 
 DIM = 4
 NUM_ROWS = 6
@@ -149,3 +155,68 @@ def test_a_column_is_read_from_wherever_it_is(tmp_path: Path) -> None:
     assert from_pool == [toy_row(n)["key"] for n in (0, 1, 3, 4, 5)]
     with pytest.raises(Exception, match="no column 'l14'"):
         list(read_stored(part, "l14", None))
+
+
+def test_only_the_arrays_that_are_asked_for_are_looked_at(tmp_path: Path) -> None:
+    part, out = make_part(tmp_path), tmp_path / "out"
+    with np.load(part.arrays or "") as arrays:
+        np.savez(part.arrays or "", **arrays, pca=np.zeros((2, 3)))
+    result = score_part(Unit(part), filters=[FIRST], out=str(out))
+    assert result["broken"] is None and values_of(out, "first") == [*range(NUM_ROWS)]
+    assert next(read_stored(part, "l14_img", None)).num_rows == NUM_ROWS
+
+
+def test_damage_inside_a_compressed_array_costs_only_its_readers(tmp_path: Path) -> None:
+    part, out = make_part(tmp_path), tmp_path / "out"
+    npz = Path(part.arrays or "")
+    np.savez_compressed(npz, l14_img=np.random.default_rng(0).normal(size=(NUM_ROWS, 4096)))
+    raw = bytearray(npz.read_bytes())
+    raw[raw.index(b"PK\1\2") + 16] ^= 1  # its checksum
+    npz.write_bytes(raw)
+    result = score_part(Unit(part), filters=[CHARS, FIRST], out=str(out))
+    assert result["counts"]["chars"]["kept"] == NUM_ROWS and "Bad CRC-32" in result["broken"]
+    assert result["counts"]["first"]["failed"] == {"missing_column": NUM_ROWS}
+
+
+def test_compressed_arrays_stay_open_from_first_batch_to_last(tmp_path: Path) -> None:
+    part = make_part(tmp_path)
+    matrix = np.arange(NUM_ROWS * DIM, dtype=np.float32).reshape(NUM_ROWS, DIM)
+    np.savez_compressed(part.arrays or "", l14_img=matrix)
+    stored, _ = open_stored(part, read_part(part, [TEXT]), [FIRST], "", {})
+    Path(part.arrays or "").unlink()
+    assert stored["l14_img"](np.array([4, 0])).to_pylist() == matrix[[4, 0]].tolist()
+
+
+def test_a_lack_of_means_is_not_the_fault_of_the_npz(tmp_path: Path) -> None:
+    part = make_part(tmp_path)
+    rows = read_part(part, [TEXT])
+    with pytest.raises(StorageError, match="no kind of storage"):
+        open_stored(replace(part, arrays="nosuch://a.npz"), rows, [FIRST], "", {})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            open_stored(part, rows, [FIRST], "", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_full_temporary_folder_is_not_the_fault_of_the_npz(tmp_path: Path) -> None:
+    part = make_part(tmp_path)
+    np.savez_compressed(part.arrays or "", l14_img=np.zeros((NUM_ROWS, 9999)))
+    rows, limits = read_part(part, [TEXT]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(StageError, match=r"\(TMPDIR\) cannot be written: File too large"):
+            open_stored(part, rows, [FIRST], "", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_scores_of_rows_in_another_order_are_refused(tmp_path: Path) -> None:
+    part, out = make_part(tmp_path), tmp_path / "out"
+    score_part(Unit(part), filters=[CHARS], out=str(out))
+    table = pq.read_table(part.table)
+    pq.write_table(table.take(list(range(NUM_ROWS))[::-1]), part.table)
+    with pytest.raises(PoolError, match=r"its uids are not those of the pool's part.*Score the pool again"):
+        list(read_stored(part, "chars", str(out / "chars")))

@@ -5,7 +5,7 @@ centroids and the targets, or takes DataComp's own.  assign `dot` gives DataComp
 (pipeline/nearest.py).  DataComp puts an embedding with NaN into cluster 0; here it has none, and is counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -42,32 +42,34 @@ def build(name: str, options: Options) -> Filter:
         place = getattr(options, what)
         if not exists(place):
             raise ConfigError(f"filter {name!r}: there are no {what} at {place!r}. `winnow fit` makes them.")
-    settings = {
-        "embedding": options.embedding,
-        "assign": options.assign,
-        "centroids": sha256_of_file(options.centroids),
-        "targets": hash_embedding_set(options.targets),
-    }
+    hashes = _hash_files(options)
     return Filter(
         name=name,
         needs=(options.embedding,),
         makes=((cluster_column(name), pa.int32()), (in_targets_column(name), pa.bool_())),
         version=1,
-        settings=settings,
-        load=partial(load, options),
+        settings={"embedding": options.embedding, "assign": options.assign} | hashes,
+        load=partial(load, options, hashes),
         vectors=(options.embedding,),
         runs_on_device=True,
     )
 
 
-def load(options: Options) -> Score:
+def _hash_files(options: Options) -> dict[str, str]:
+    return {"centroids": sha256_of_file(options.centroids), "targets": hash_embedding_set(options.targets)}
+
+
+def load(options: Options, hashes: Mapping[str, str]) -> Score:
     """Return the scoring function with the centroids on its device.
 
-    Raises ConfigError for centroids or targets that are none.
+    Raises ConfigError for centroids or targets that are none, or not those of the hashes.
     """
     centroids = place_centroids(read_centroids(options.centroids), options.assign, pick_device(AUTO))
     is_target_K = np.zeros(len(centroids.vector_KD), bool)
     is_target_K[_read_targets(options.targets, centroids)] = True
+    now = _hash_files(options)
+    for what in (what for what in hashes if now[what] != hashes[what]):
+        raise ConfigError(f"{what} {getattr(options, what)!r} changed since this run began. Start it again.")
     return partial(score, options.embedding, centroids, is_target_K)
 
 

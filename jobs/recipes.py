@@ -1,7 +1,7 @@
 """Recipes: the choices of all stages in one YAML file, checked field by field.  Built-in ones are in recipes/."""
 
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ from training.config import NO_AUGMENT, Augment, FineTune, TrainConfig, follow
 NETWORK_PREFIX = "network:"
 """`model: network:dfn` in a score entry names a filter network of the same recipe."""
 FIT = "fit"
-"""`fit: in1k` in a score entry names a fit of the same recipe: its centroids and targets."""
+"""`fit: in1k` in a score entry names a fit of the same recipe: its centroids and targets, and FIT_OPTIONS."""
+FIT_OPTIONS = ("embedding", "assign")
 
 
 @config
@@ -87,7 +88,8 @@ def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
         values = {"name": name} | builtin[name]
     recipe = read_config(Recipe, override(values, overrides), where="recipe")
     check_names(recipe)
-    return replace(recipe, subsets=expand_uses(recipe.subsets))
+    score = [follow_fit(entry, recipe.fit) for entry in recipe.score]
+    return replace(recipe, subsets=expand_uses(recipe.subsets), score=score)
 
 
 def check_names(recipe: Recipe) -> None:
@@ -101,6 +103,27 @@ def check_names(recipe: Recipe) -> None:
             check_name(model.removeprefix(NETWORK_PREFIX), recipe.networks, kind="network")
         if FIT in entry:
             check_name(str(entry[FIT]), recipe.fit, kind="fit")
+
+
+def follow_fit(entry: dict[str, Any], fits: Mapping[str, FitConfig]) -> dict[str, Any]:
+    """Return a score entry with the embedding and rule of the fit that it names, if it names one.
+
+    Raises ConfigError when it has others, or the fit finds no targets: its clusters would be read in another sense.
+    """
+    if FIT not in entry:
+        return entry
+    name = str(entry[FIT])
+    config = fits[name]
+    if not config.targets and "targets" not in entry:
+        raise ConfigError(f"score entry {entry!r} needs the targets of fit {name!r}. Say fit.{name}.targets=PATH.")
+    for option in FIT_OPTIONS:
+        value = getattr(config, option)
+        if entry.get(option, value) != value:
+            raise ConfigError(
+                f"score entry {entry!r} has {option} {entry[option]!r}, and fit {name!r} has {value!r}. "
+                f"Leave it out of the entry, or set fit.{name}.{option}."
+            )
+    return entry | {option: getattr(config, option) for option in FIT_OPTIONS}
 
 
 def place_entry(entry: dict[str, Any], *, networks: str | None = None, fits: str | None = None) -> dict[str, Any]:

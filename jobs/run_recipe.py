@@ -57,7 +57,8 @@ def run_recipe(
     if fresh and exists(out) and not exists(join(out, RECIPE)):
         raise StageError(f"{out!r} was not made by `winnow run` (it has no {RECIPE}), so --fresh deletes nothing.")
     if fresh:
-        _keep_inputs(out, [place for place in (pool, clean, eval_data) if place])
+        of_fits = [place for config in recipe.fit.values() for place in (config.centroids, config.targets)]
+        _keep_inputs(out, [place for place in (pool, clean, eval_data, *of_fits) if place])
     stages = STAGES[: STAGES.index(until) + 1]
     for name, config in recipe.fit.items():
         check_files(name, config)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
 from jobs.recipes import FIT, load_recipe, place_entry
 from jobs.stage_score import run_score
+from pipeline.errors import ConfigError
 from pipeline.manifest import Manifest
 from pipeline.spark_session import lazy_session
 
@@ -28,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     recipe = load_recipe(*split_words(args.words))
     entries = [place_entry(entry, fits=args.fits) for entry in recipe.score if args.fits or FIT not in entry]
+    if recipe.score and not entries:
+        raise ConfigError(
+            f"every filter of recipe {recipe.name!r} needs a fit. Run `winnow fit` with --out FITS, "
+            "then score with --fits FITS."
+        )
     if len(entries) < len(recipe.score):
         print("winnow: filters with a fit wait for `winnow fit`; then score again with --fits", file=sys.stderr)
     with lazy_session(args.master, name="winnow score") as start:

@@ -1,8 +1,9 @@
 """The select stage: stored scores -> SUBSETS/<name>.npy and <name>.json; and exact thresholds without a subset."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from pipeline.errors import ConfigError, StageError, check_name
 from pipeline.join import ForeignTable, join_tables, open_tables
 from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, find_done, hash_json, read_manifest, write_manifest
-from pipeline.schemas import POOL
-from pipeline.select import Step, Top, as_config, check_steps, find_columns
+from pipeline.schemas import PARQUET_SUFFIX, POOL, SCORE_COUNTS, SCORE_IDENTITY
+from pipeline.score_files import read_metadata
+from pipeline.select import Step, Top, check_steps, describe_steps, find_columns
 from pipeline.select_steps import Source, find_cut, select_rows
-from pipeline.select_table import PartGroup, Passing, ScoreTable, Spread, sum_in_threads
+from pipeline.select_table import READERS, PartGroup, Passing, ScoreTable, Spread, sum_in_threads
 from pipeline.spark import sum_each
 from pipeline.storage import exists, join, remove, sha256_of_file
 from pipeline.subset import SUBSET_SUFFIX
@@ -46,8 +48,9 @@ def run_select(
     for a table that cannot be joined.
     """
     scored, foreign = _require_scores(scores), open_tables(tables)
-    parents = {"scores": _version_of(scored)} | {table.name: table.identity for table in foreign}
-    wanted = Manifest(stage="select", config={"steps": as_config(steps)}, parents=parents)
+    parents = name_versions(scores, scored, set(_choose_columns(scored, foreign, steps).values()))
+    parents |= {table.name: table.identity for table in foreign}
+    wanted = Manifest(stage="select", config=describe_steps(steps), parents=parents)
     url, manifest_name, scratch = join(out, name + SUBSET_SUFFIX), f"{name}.json", join(out, f".tmp-select-{name}")
 
     def is_whole(done: Manifest) -> bool:
@@ -77,24 +80,48 @@ def run_select(
     return manifest
 
 
-def _version_of(scored: Manifest) -> str:
-    """Return a hash of the scores' identity and accounts: a retry that mends rows changes the second alone."""
-    return hash_json([scored.identity, {name: asdict(counts) for name, counts in scored.counts.items()}])
+def name_versions(scores: str, scored: Manifest, filters: Iterable[str]) -> dict[str, str]:
+    """Return for each of the filters a hash of who made its scores from what, and of which rows failed.
+
+    Filters that came or went beside them change nothing; a retry that mends rows does.
+    """
+    versions = {}
+    for name in sorted(filters):
+        urls = [join(scores, name, part + PARQUET_SUFFIX) for part in scored.facts["parts"]]
+        with ThreadPoolExecutor(READERS) as readers:
+            found = list(readers.map(read_metadata, urls))
+        made = [[one.get(SCORE_IDENTITY, scored.identity), one.get(SCORE_COUNTS)] for one in found]
+        parts = list(zip(scored.facts["parts"], made, strict=True))
+        versions[f"scores of {name}"] = hash_json([scored.counts[POOL].read, parts])
+    return versions
+
+
+def _choose_columns(scored: Manifest, foreign: Sequence[ForeignTable], steps: Sequence[Step]) -> dict[str, str]:
+    """Return the scores that the steps read, each with the filter that made it; one score where they read none.
+
+    Raises ConfigError for a column that is unknown, or of both scores and a table.
+    """
+    owners, types = scored.facts["columns"], _join_types(scored, foreign)
+    own = {column: owners[column] for column in find_columns(steps, types) if column in owners}
+    return own or dict([next(iter(owners.items()))])
+
+
+def _join_types(scored: Manifest, foreign: Sequence[ForeignTable]) -> dict[str, str]:
+    types = _scalar_types(scored)
+    for other in foreign:
+        for column in sorted(other.types.keys() & types.keys()):
+            raise ConfigError(f"column {column!r} of {other.pattern!r} stands in the scores too. Rename one of them.")
+        types |= other.types
+    return types
 
 
 def _open_source(
     start: Start, scores: str, scored: Manifest, foreign: Sequence[ForeignTable], steps: Sequence[Step], scratch: str
 ) -> Source:
     """Return the score table that the steps need, foreign columns joined to it in files under SCRATCH."""
-    types = _scalar_types(scored)
-    for other in foreign:
-        for column in sorted(other.types.keys() & types.keys()):
-            raise ConfigError(f"column {column!r} of {other.pattern!r} stands in the scores too. Rename one of them.")
-        types |= other.types
-    columns = find_columns(steps, types)
+    types, own = _join_types(scored, foreign), _choose_columns(scored, foreign, steps)
     check_steps(steps, types)
-    owners = scored.facts["columns"]
-    own = {c: owners[c] for c in columns if c in owners} or dict(owners)
+    columns = find_columns(steps, types)
     table = ScoreTable({name: join(scores, name) for name in sorted(set(own.values()))}, own)
     parts = table.measure(scored.facts["parts"])
     table = join_tables(start, table, parts, foreign, columns, join(scratch, "joined"))

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, PoolError, check_name
 from pipeline.manifest import hash_json, read_manifest
-from pipeline.npz import list_arrays, read_array_rows
+from pipeline.npz import list_arrays, read_array_rows, unpack_array
 from pipeline.schemas import ARRAYS_SUFFIX, PARQUET_SUFFIX
 from pipeline.storage import expand, is_folder, is_local, join, name_of, open_file, read_bytes, sha256_of_file
 
@@ -128,7 +128,7 @@ def _read_parquet(url: str, column: str | None) -> Iterator[np.ndarray]:
 def _read_npz(url: str, column: str | None) -> Iterator[np.ndarray]:
     arrays = list_arrays(url)
     check_name(column or "", arrays, kind=f"matrix of {url}")
-    array = arrays[column or ""]
+    array = unpack_array(arrays[column or ""])
     for start in range(0, array.num_rows, BLOCK_ROWS):
         yield read_array_rows(array, np.arange(start, min(start + BLOCK_ROWS, array.num_rows)))
 
@@ -146,9 +146,16 @@ def _read_torch(url: str, column: str | None) -> Iterator[np.ndarray]:
         name = column or IMAGE_FEATURES
         check_name(name, [str(key) for key in found], kind=f"matrix of {url}")
         found = found[name]
+    yield from_torch(url, found)
+
+
+def from_torch(url: str, found: Any) -> np.ndarray:
+    """Return what read_torch found as an array, bfloat16 as float32.  Raises ConfigError unless it is one."""
     if not hasattr(found, "__array__"):
-        raise ConfigError(f"{url!r} holds a {type(found).__name__}, not a matrix of embeddings.")
-    yield np.asarray(found if str(found.dtype) != "torch.bfloat16" else found.float())
+        raise ConfigError(f"{url!r} holds a {type(found).__name__}, not a matrix of numbers.")
+    if hasattr(found, "detach"):  # a tensor, or a network's parameter
+        found = found.detach().float() if str(found.dtype) == "torch.bfloat16" else found.detach()
+    return np.asarray(found)
 
 
 READERS: dict[str, Callable[[str, str | None], Iterator[np.ndarray]]] = {

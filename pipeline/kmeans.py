@@ -73,7 +73,9 @@ class Fit(NamedTuple):
     centroid_KD: np.ndarray
     """float32."""
     error: float
-    """Squared distance to the nearest centroid, summed over the embeddings, in the last iteration."""
+    """Squared distance to the nearest centroid, summed over `rows` embeddings, in the last iteration."""
+    rows: int
+    """Embeddings that faiss looked at; max_points_per_centroid may leave some out."""
 
 
 def fit_centroids(sample_ND: np.ndarray, config: FitConfig) -> Fit:
@@ -109,7 +111,8 @@ def _train(sample_ND: np.ndarray, num_clusters: int, config: FitConfig) -> Fit:
         clustering.train(sample_ND, index)
     stats = clustering.iteration_stats
     error = stats.at(stats.size() - 1).obj if stats.size() else 0.0  # none for as many rows as clusters
-    return Fit(faiss.vector_to_array(clustering.centroids).reshape(num_clusters, dim), float(error))
+    rows = min(len(sample_ND), num_clusters * config.max_points_per_centroid)
+    return Fit(faiss.vector_to_array(clustering.centroids).reshape(num_clusters, dim), float(error), rows)
 
 
 def _import_faiss() -> Any:
@@ -141,7 +144,8 @@ def fit_two_level(sample_ND: np.ndarray, num_clusters: int, config: FitConfig) -
         for number, share in enumerate(apportion(sizes, num_clusters))
         if share
     ]
-    return Fit(np.concatenate([fit.centroid_KD for fit in fits]), sum(fit.error for fit in fits))
+    centroid_KD = np.concatenate([fit.centroid_KD for fit in fits])
+    return Fit(centroid_KD, sum(fit.error for fit in fits), sum(fit.rows for fit in fits))
 
 
 def _blocks(sample_ND: np.ndarray, rows: int = 1 << 16) -> Iterator[np.ndarray]:

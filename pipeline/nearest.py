@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.embeddings import TORCH_SUFFIX, find_whole, read_npy, read_torch
+from pipeline.embeddings import TORCH_SUFFIX, find_whole, from_torch, read_npy, read_torch
 from pipeline.errors import ConfigError
 from pipeline.manifest import Counts
 from pipeline.schemas import REASON_MISSING_EMBEDDING
@@ -52,7 +52,7 @@ def read_centroids(url: str) -> np.ndarray:
 
     Raises ConfigError unless it is a matrix of finite numbers.
     """
-    found = np.asarray(read_torch(url)) if url.endswith(TORCH_SUFFIX) else read_npy(url)
+    found = from_torch(url, read_torch(url)) if url.endswith(TORCH_SUFFIX) else read_npy(url)
     if found.ndim != 2 or found.dtype.kind != "f" or not found.size:
         raise ConfigError(f"centroids {url!r} are {found.shape} of {found.dtype}, not a matrix of floats (K, D).")
     centroid_KD = found.astype(np.float32, copy=False)

@@ -260,6 +260,12 @@ def _expand(steps: Sequence[Step], subsets: Mapping[str, Sequence[Step]], trail:
     return expanded
 
 
+def describe_steps(steps: Sequence[Step]) -> dict[str, Any]:
+    """Return what of the steps decides a subset: as_config, and where DataComp's ties have null scores."""
+    with_ties = any(step.top and step.top.ties == "datacomp" for _, step in walk(steps))
+    return {"steps": as_config(steps)} | ({"nulls": "last"} if with_ties else {})  # they were left aside before
+
+
 def as_config(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """Return the steps as plain JSON values for a manifest, fields that are not set left out.
 
@@ -275,5 +281,4 @@ def _drop_unset(value: Any) -> Any:
         return value
     later = {f.name for f in fields(Step)} - FIRST_FIELDS
     unset = {k for k, v in value.items() if (k in later and v is None) or (k == "lowest" and v is False)}
-    of_ties = {"nulls": "last"} if value.get("ties") == "datacomp" else {}  # they were left aside before
-    return {k: _drop_unset(v) for k, v in value.items() if k not in unset} | of_ties
+    return {k: _drop_unset(v) for k, v in value.items() if k not in unset}

@@ -80,6 +80,14 @@ def test_identity_follows_the_bytes_not_the_path(tmp_path: Path) -> None:
         assert build_filter(save_files(tmp_path / "b", centroids, targets)).identity != first
 
 
+@pytest.mark.parametrize("what", ["centroids", "targets"])
+def test_files_that_change_under_a_run_are_not_used(tmp_path: Path, what: str) -> None:
+    filter = build_filter(save_files(tmp_path, np.eye(3), [0]))
+    save_files(tmp_path, np.eye(3)[::-1] if what == "centroids" else np.eye(3), [2] if what == "targets" else [0])
+    with pytest.raises(ConfigError, match=f"{what} .* changed since this run began"):
+        filter.load()
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [

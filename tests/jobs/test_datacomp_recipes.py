@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.recipes import load_recipe
+from jobs.recipes import follow_fit, load_recipe
 from jobs.run_recipe import main, run_recipe
 from jobs.show_status import describe_run
 from pipeline.errors import ConfigError
+from pipeline.kmeans import FitConfig
 from pipeline.subset import read_subset
 from pipeline.uid import format_uids
 
@@ -78,3 +79,31 @@ def test_files_that_a_fit_lacks_are_named_before_anything_is_scored(tmp_path: Pa
     with pytest.raises(ConfigError, match=r"no targets at 'in1k_clip.*fit\.in1k\.targets=PATH"):
         run_recipe(recipe, pool=str(tmp_path), out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["datacomp-image-based", "datacomp-1b"])
+def test_a_filter_follows_its_fit(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name, ["fit.in1k.assign=l2", "fit.in1k.embedding=b32_img"])
+    entry = recipe.score[-1]
+    assert (entry["assign"], entry["embedding"]) == ("l2", "b32_img")
+    recipe = load_recipe(name)
+    entry = recipe.score[-1]
+    assert (entry["assign"], entry["embedding"]) == ("dot", "l14_img")
+    with pytest.raises(ConfigError, match=r"needs the targets of fit 'in1k'\. Say fit\.in1k\.targets=PATH"):
+        load_recipe(name, ["fit.in1k.targets=null"])
+    entry = {"filter": "image_cluster", "fit": "in1k", "targets": "mine.npy"}
+    assert follow_fit(entry, {"in1k": FitConfig(embedding="x")})["embedding"] == "x"
+    with pytest.raises(ConfigError, match="has assign 'l2', and fit 'in1k' has 'dot'"):
+        follow_fit(entry | {"assign": "l2"}, {"in1k": FitConfig(embedding="x")})
+
+
+@pytest.mark.parametrize("what", ["centroids", "targets"])
+def test_fresh_does_not_delete_what_a_fit_reads(tmp_path: Path, what: str) -> None:
+    make_assets(tmp_path)
+    (tmp_path / "out" / "fits").mkdir(parents=True)
+    (tmp_path / "out" / "recipe.json").write_text("{}")
+    mine = (tmp_path / f"{what}.npy").rename(tmp_path / "out" / "fits" / "mine.npy")
+    recipe = load_recipe("datacomp-1b", [f"fit.in1k.targets={tmp_path}/targets.npy", f"fit.in1k.{what}={mine}"])
+    with pytest.raises(ConfigError, match="that --fresh would delete"):
+        run_recipe(recipe, pool=str(make_metadata(tmp_path / "metadata")), out=str(tmp_path / "out"), fresh=True)
+    assert mine.exists()

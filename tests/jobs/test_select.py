@@ -98,9 +98,9 @@ subset mix: 340 rows, 340 uids, 484 copies, 26.45 epochs of 12,800 samples
 ├─ either        1,000   350      650         -  add
 │  ├─ branch 1   1,000   300
 │  │  └─ best    1,000   300      700         -  cascade
-│  │     └─ top  1,000   300      700         -  top 30 % of pool by clip_l14_similarity_score: ≥ 0.272949
+│  │     └─ top  1,000   300      700         -  top 30 % of pool by clip_l14_similarity_score: ≥ 0.27294922
 │  └─ branch 2   1,000    50
-│     ├─ worst   1,000    50      950         -  lowest 50 rows by clip_l14_similarity_score: ≤ 0.168701
+│     ├─ worst   1,000    50      950         -  lowest 50 rows by clip_l14_similarity_score: ≤ 0.16870117
 │     └─ four       50    50        0         -  repeat 4 times
 └─ not a few       350   340       10         -  minus
    └─ few          350    10      340         -  sample 10 rows, seed 0
@@ -155,7 +155,7 @@ def test_report_shows_steps_in_branches_and_copies(tmp_path: Path) -> None:
     write_manifest(str(tmp_path / "shards" / "mix"), made)
     page = re.sub(r"<[^>]*>|\s+", " ", Path(write_report(str(tmp_path))).read_text())
     text = re.sub(" +", " ", page)
-    assert "either/1/best/top top 30 % of pool by clip_l14_similarity_score: ≥ 0.272949 1,000 300 700 0 ✓" in text
+    assert "either/1/best/top top 30 % of pool by clip_l14_similarity_score: ≥ 0.27294922 1,000 300 700 0 ✓" in text
     assert "not a few/few sample 10 rows, seed 0 350 10 340 0 ✓" in text
     assert "484 484 0 0 ✓" in text and "✗" not in text
 

@@ -5,7 +5,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -112,6 +112,17 @@ def test_centroids_as_datacomp_saves_them(tmp_path: Path, protocol: int) -> None
     centroid_KD = draw(5, dtype=np.float32)
     torch.save(centroid_KD, tmp_path / "c.pt", pickle_protocol=protocol)
     np.testing.assert_array_equal(read_centroids(str(tmp_path / "c.pt")), centroid_KD)
+
+
+def test_centroids_as_others_save_them(tmp_path: Path) -> None:
+    centroid_KD = torch.tensor([[1.0, 2.5], [0, -3]])
+    for kind in (centroid_KD, centroid_KD.to(torch.bfloat16), torch.nn.Parameter(centroid_KD)):
+        torch.save(kind, tmp_path / "c.pt")
+        torch.save({"image_features": kind}, tmp_path / "x.pt")
+        for found in (read_centroids(str(tmp_path / "c.pt")), *read_embedding_set(str(tmp_path / "x.pt"))):
+            np.testing.assert_array_equal(found, centroid_KD)
+    with pytest.raises(ConfigError, match="holds a dict"):
+        read_centroids(str(tmp_path / "x.pt"))
 
 
 class Command:
@@ -243,6 +254,16 @@ def test_as_many_rows_as_clusters_and_fewer() -> None:
         assert assign(sample_ND, place_centroids(fit.centroid_KD, "l2")).value_N.max() < 1e-6
     with pytest.raises(ConfigError, match=r"11 clusters cannot be made of 10 embeddings"):
         fit_centroids(sample_ND, FitConfig(embedding="x", clusters=11))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_the_mean_distance_is_of_the_rows_that_were_looked_at(levels: Literal[1, 2]) -> None:
+    sample_ND = draw(4000)
+    for most in (10_000_000, 150):
+        config = FitConfig(embedding="x", clusters=9, levels=levels, max_points_per_centroid=most)
+        fit = fit_centroids(sample_ND, config)
+        mean = assign(sample_ND, place_centroids(fit.centroid_KD, "l2")).value_N.mean()
+        assert 0.95 < fit.error / fit.rows / mean < 1.05
 
 
 @pytest.mark.parametrize(

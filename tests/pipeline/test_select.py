@@ -15,6 +15,7 @@ from pipeline.select import (
     Top,
     as_config,
     check_steps,
+    describe_steps,
     expand_uses,
     find_columns,
     walk,
@@ -214,13 +215,8 @@ def test_columns_of_a_rule_are_found_as_spark_reads_it(sql: str, columns: list[s
     assert find_columns([Step(name="s", where=sql)], known) == columns
 
 
-def _describe(ties: Any) -> dict[str, Any]:
-    (step,) = as_config([Step(name="s", top=Top(by="x", count=1, ties=ties))])
-    top: dict[str, Any] = step["top"]
-    return top
-
-
 def test_datacomps_ties_say_what_they_do_with_nulls() -> None:
     """They kept something where a null stood at the threshold's index; subsets of then are not those of now."""
-    exact, datacomp = (_describe(ties) for ties in ("exact", "datacomp"))
+    tops: list[Any] = [Top(by="x", count=1, ties=ties) for ties in ("exact", "datacomp")]
+    exact, datacomp = (describe_steps([Step(name="u", union=[[Step(name="s", top=top)]])]) for top in tops)
     assert "nulls" not in exact and datacomp["nulls"] == "last"

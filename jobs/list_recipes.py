@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(yaml.safe_dump(recipes[args.name], sort_keys=False, allow_unicode=True), end="")
         return
     for name, values in recipes.items():
-        print(f"{name:18s}{values.get('source', '')}")
+        print(f"{name:22s}{values.get('source', '')}")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_import_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
 
     assert import_tars(refuse, str(source), str(out)) == manifest
     write_tar(source / "3.tar", [bare_row("3", jpg=render("red"), txt=b"red")])
-    with pytest.raises(ConfigError, match=r"begun by another `winnow import`: config\.names\.3 changed"):
+    with pytest.raises(ConfigError, match=r"begun by another `winnow import`: config\.names\.3 is new"):
         import_tars(run, str(source), str(out))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "x.txt").touch()

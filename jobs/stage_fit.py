@@ -180,7 +180,7 @@ def read_pool(parts: Sequence[Part], column: str, broken: dict[str, str]) -> Ite
     """
     for part in parts:
         try:
-            for batch in read_stored(part, column, None):
+            for batch in read_stored(part, column):
                 yield parse_uids(batch.column(UID)), to_matrix(batch.column(column))
         except StorageError:
             raise

@@ -48,7 +48,7 @@ from pipeline.schemas import (
     UID,
     URL,
 )
-from pipeline.storage import expand, fingerprint, fingerprint_all, list_folder, name_of, open_file
+from pipeline.storage import expand, fingerprint, fingerprint_all, folder_of, list_folder, name_of, open_file
 from pipeline.tars import BrokenTar, TarRow, read_rows
 from pipeline.uid import derive_uid
 
@@ -106,11 +106,11 @@ def list_parts(pool: str) -> list[Part]:
     stems = dict.fromkeys(url[: -len(_suffix(url))] for url in urls if not name_of(url).startswith("."))
     if not stems:
         raise PoolError(f"pool {pool!r} has no .tar and no .parquet file. Name the folder that img2dataset wrote to.")
-    folders = list(dict.fromkeys(map(_folder_of, stems)))
+    folders = list(dict.fromkeys(map(folder_of, stems)))
     present = {folder: {name_of(url) for url in list_folder(folder)} for folder in folders}
     parts = []
     for stem in stems:
-        name, folder = name_of(stem), _folder_of(stem)
+        name, folder = name_of(stem), folder_of(stem)
         suffixes = (TAR_SUFFIX, PARQUET_SUFFIX, ARRAYS_SUFFIX)
         tar, table, arrays = (stem + s if name + s in present[folder] else None for s in suffixes)
         prefix = f"{folders.index(folder)}-" if len(folders) > 1 else ""
@@ -120,10 +120,6 @@ def list_parts(pool: str) -> list[Part]:
 
 def _suffix(url: str) -> str:
     return TAR_SUFFIX if url.endswith(TAR_SUFFIX) else PARQUET_SUFFIX
-
-
-def _folder_of(url: str) -> str:
-    return url.rsplit("/", 1)[0] if "/" in url else "."
 
 
 def pool_identity(parts: Sequence[Part]) -> str:

@@ -51,7 +51,8 @@ def name_of(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _folder_of(url: str) -> str:
+def folder_of(url: str) -> str:
+    """Return the folder of a file's URL."""
     return url.rsplit("/", 1)[0] if "/" in url else "."
 
 
@@ -127,7 +128,7 @@ def _expand_range(spelled: Sequence[str]) -> Iterator[str]:
     """Yield what each spelled source names; files are looked up in one listing of their folder, not one by one."""
     present = functools.cache(lambda folder: frozenset(map(name_of, list_folder(folder))))
     for source in spelled:
-        yield from [source] if name_of(source) in present(_folder_of(source)) else _expand_one(source)
+        yield from [source] if name_of(source) in present(folder_of(source)) else _expand_one(source)
 
 
 def _expand_one(source: str) -> list[str]:
@@ -264,7 +265,7 @@ def _write_and_rename(url: str, lasting: bool) -> Iterator[IO[bytes]]:
 
 
 def _temporary_name(url: str) -> str:
-    return join(_folder_of(url), f".tmp-{uuid.uuid4().hex}-{name_of(url)}")
+    return join(folder_of(url), f".tmp-{uuid.uuid4().hex}-{name_of(url)}")
 
 
 def _open_new(url: str) -> IO[bytes]:
@@ -370,9 +371,9 @@ def fingerprint_all(urls: Sequence[str]) -> list[dict[str, Any]]:
 
     Raises FileNotFoundError for a file that is not there.
     """
-    folders = {_folder_of(url) for url in urls if not is_local(url)}
+    folders = {folder_of(url) for url in urls if not is_local(url)}
     listed = {(folder, name_of(u)): info for folder in folders for u, info in _list_remote(folder).items()}
-    details = [listed.get((_folder_of(url), name_of(url))) for url in urls]
+    details = [listed.get((folder_of(url), name_of(url))) for url in urls]
     return [_describe(url, info) if info else fingerprint(url) for url, info in zip(urls, details, strict=True)]
 
 

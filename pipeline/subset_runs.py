@@ -82,7 +82,7 @@ def merge_runs(folder: str, url: str) -> Merged:
                 num_copies += len(lines)
     digest = hashlib.sha256()
     with open_file(merged) as source, write_atomic(url) as file:
-        piece = _numpy_header(num_copies)
+        piece = numpy_header(num_copies)
         while piece:
             digest.update(piece)
             file.write(piece)
@@ -106,7 +106,7 @@ def _octets(entries: np.ndarray) -> memoryview:
     return np.ascontiguousarray(entries).view(np.uint8).data
 
 
-def _numpy_header(num_lines: int) -> bytes:
+def numpy_header(num_lines: int) -> bytes:
     """Return what np.save writes before the lines; it needs their number, so it is written when the merge is done."""
     header = io.BytesIO()
     described = {"descr": UID_DTYPE.descr, "fortran_order": False, "shape": (num_lines,)}

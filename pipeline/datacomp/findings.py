@@ -13,7 +13,6 @@ NOTE = "note"
 """Worth knowing."""
 METADATA, SHARDS = "metadata", "shards"
 """Where a finding is, and the names of sections."""
-LEVELS = (BROKEN, WARNING, NOTE)
 MAX_NAMED = 4
 
 

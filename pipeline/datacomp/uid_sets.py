@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.storage import join, read_ranges, remove, sha256_of_file, write_atomic, write_bytes
 from pipeline.subset import count_in_subset, search_subset
-from pipeline.subset_runs import Merged, merge_runs, write_run
+from pipeline.subset_runs import Merged, merge_runs, numpy_header, write_run
 from pipeline.uid import UID_BYTES, UID_DTYPE, is_sorted, sort_uids, unique_uids
 
 RUN_ROWS = 1 << 20
@@ -45,8 +45,7 @@ def write_sorted(url: str, uids: np.ndarray, scratch: str) -> Merged:
     """
     num_uids, last = 0, np.empty(0, UID_DTYPE)
     with write_atomic(url) as file:
-        described = {"descr": UID_DTYPE.descr, "fortran_order": False, "shape": (len(uids),)}
-        np.lib.format.write_array_header_1_0(file, described)
+        file.write(numpy_header(len(uids)))
         for piece in _split(uids) if is_sorted(uids) else _sort_outside(uids, scratch):
             num_uids += int(_mark_first(piece, last).sum())
             last = piece[-1:]

@@ -22,7 +22,7 @@ from pipeline.ledger import Unit
 from pipeline.pool import Part, list_parts, read_part
 from pipeline.schemas import IMAGE, TEXT
 from pipeline.score import score_part
-from pipeline.stored import find_array_readers, find_makers, open_stored, order_levels, read_stored
+from pipeline.stored import find_array_readers, find_makers, open_scores, open_stored, order_levels, read_stored
 
 DIM = 4
 NUM_ROWS = 6
@@ -146,15 +146,13 @@ def test_without_a_usable_npz_its_readers_fail_row_by_row_and_the_others_go_on(t
 
 
 def test_a_column_is_read_from_wherever_it_is(tmp_path: Path) -> None:
-    part, out = make_part(tmp_path, bad=2), tmp_path / "out"
-    score_part(Unit(part), filters=[FIRST], out=str(out))
-    from_npz = [v[0] for batch in read_stored(part, "l14_img", None) for v in batch.column("l14_img").to_pylist()]
-    from_scores = [v for b in read_stored(part, "first", str(out / "first")) for v in b.column("first").to_pylist()]
-    from_pool = [v for batch in read_stored(part, "key", None) for v in batch.column("key").to_pylist()]
-    assert from_npz == from_scores == [0, 1, 3, 4, 5]
+    part = make_part(tmp_path, bad=2)
+    from_npz = [v[0] for batch in read_stored(part, "l14_img") for v in batch.column("l14_img").to_pylist()]
+    from_pool = [v for batch in read_stored(part, "key") for v in batch.column("key").to_pylist()]
+    assert from_npz == [0, 1, 3, 4, 5]
     assert from_pool == [toy_row(n)["key"] for n in (0, 1, 3, 4, 5)]
     with pytest.raises(Exception, match="no column 'l14'"):
-        list(read_stored(part, "l14", None))
+        list(read_stored(part, "l14"))
 
 
 def test_only_the_arrays_that_are_asked_for_are_looked_at(tmp_path: Path) -> None:
@@ -163,7 +161,7 @@ def test_only_the_arrays_that_are_asked_for_are_looked_at(tmp_path: Path) -> Non
         np.savez(part.arrays or "", **arrays, pca=np.zeros((2, 3)))
     result = score_part(Unit(part), filters=[FIRST], out=str(out))
     assert result["broken"] is None and values_of(out, "first") == [*range(NUM_ROWS)]
-    assert next(read_stored(part, "l14_img", None)).num_rows == NUM_ROWS
+    assert next(read_stored(part, "l14_img")).num_rows == NUM_ROWS
 
 
 def test_damage_inside_a_compressed_array_costs_only_its_readers(tmp_path: Path) -> None:
@@ -219,4 +217,4 @@ def test_scores_of_rows_in_another_order_are_refused(tmp_path: Path) -> None:
     table = pq.read_table(part.table)
     pq.write_table(table.take(list(range(NUM_ROWS))[::-1]), part.table)
     with pytest.raises(PoolError, match=r"its uids are not those of the pool's part.*Score the pool again"):
-        list(read_stored(part, "chars", str(out / "chars")))
+        open_scores(str(out / "chars"), part, read_part(part, [TEXT]), ["chars"])

@@ -1,23 +1,23 @@
-"""The select stage: stored scores -> SUBSETS/<name>.npy and <name>.json; and exact thresholds without a subset."""
+"""The select stage: stored scores -> SUBSETS/<name>.npy and <name>.json."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from jobs.stages import Start
-from pipeline.errors import ConfigError, StageError, check_name
+from pipeline.errors import ConfigError, StageError
 from pipeline.join import ForeignTable, join_tables, open_tables
 from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, find_done, hash_json, read_manifest, write_manifest
 from pipeline.schemas import PARQUET_SUFFIX, POOL, SCORE_COUNTS, SCORE_IDENTITY
 from pipeline.score_files import read_metadata
-from pipeline.select import Step, Top, check_steps, describe_steps, find_columns
-from pipeline.select_steps import Source, find_cut, select_rows
-from pipeline.select_table import READERS, PartGroup, Passing, ScoreTable, Spread, sum_in_threads
+from pipeline.select import Step, check_steps, describe_steps, find_columns, is_entry_list
+from pipeline.select_source import Source
+from pipeline.select_steps import select_rows
+from pipeline.select_table import READERS, PartGroup, ScoreTable, Spread, sum_in_threads
 from pipeline.spark import sum_each
 from pipeline.storage import exists, join, remove, sha256_of_file
 from pipeline.subset import SUBSET_SUFFIX
@@ -47,7 +47,7 @@ def run_select(
     Raises StageError without scores or when another driver works on OUT, ConfigError for an unknown column, PoolError
     for a table that cannot be joined.
     """
-    scored, foreign = _require_scores(scores), open_tables(tables)
+    scored, foreign = require_scores(scores), open_tables(tables)
     parents = name_versions(scores, scored, set(_choose_columns(scored, foreign, steps).values()))
     parents |= {table.name: table.identity for table in foreign}
     wanted = Manifest(stage="select", config=describe_steps(steps), parents=parents)
@@ -73,7 +73,7 @@ def run_select(
         finally:
             remove(scratch)
         facts = {"rows": kept.rows, "uids": merged.num_uids, "copies": merged.num_copies, "sha256": merged.sha256}
-        facts |= {"thresholds": kept.thresholds}
+        facts |= {"thresholds": kept.thresholds} | ({"found": kept.found} if kept.found else {})
         manifest = replace(wanted, counts=kept.counts, facts=facts)
         check_lock()
         write_manifest(out, manifest, name=manifest_name)
@@ -107,7 +107,7 @@ def _choose_columns(scored: Manifest, foreign: Sequence[ForeignTable], steps: Se
 
 
 def _join_types(scored: Manifest, foreign: Sequence[ForeignTable]) -> dict[str, str]:
-    types = _scalar_types(scored)
+    types = scalar_types(scored) | {c: kind for c, kind in scored.facts["types"].items() if is_entry_list(kind)}
     for other in foreign:
         for column in sorted(other.types.keys() & types.keys()):
             raise ConfigError(f"column {column!r} of {other.pattern!r} stands in the scores too. Rename one of them.")
@@ -139,39 +139,14 @@ def _choose_spread(start: Start, num_rows: int) -> Spread:
     return spread
 
 
-def _require_scores(scores: str) -> Manifest:
+def require_scores(scores: str) -> Manifest:
+    """Return the manifest of finished scores.  Raises StageError when there is none."""
     found = read_manifest(scores)
     if found is None:
         raise StageError(f"{scores!r} holds no finished scores. Run `winnow score --pool POOL --out {scores}` first.")
     return found
 
 
-def _scalar_types(scored: Manifest) -> dict[str, str]:
+def scalar_types(scored: Manifest) -> dict[str, str]:
+    """Return the score columns that hold one value a row, with the names of their Arrow types."""
     return {column: kind for column, kind in scored.facts["types"].items() if "list" not in kind}
-
-
-def calibrate(scores: str, by: str, *, fraction: float | None, count: int | None) -> dict[str, Any]:
-    """Return the exact threshold of a score column for a fraction of the pool or a count, and the rows it keeps.
-
-    Streams over the stored scores without Spark.  Raises ConfigError for a column that cannot be cut, or an empty wish.
-    """
-    scored = _require_scores(scores)
-    types = _scalar_types(scored)
-    check_name(by, types, kind="score column")
-    top = Top(by=by, fraction=fraction, count=count)
-    check_steps([Step(name="calibrate", top=top)], types)
-    owner, num_pool = scored.facts["columns"][by], scored.counts[POOL].read
-    table = ScoreTable({owner: join(scores, owner)}, {by: owner})
-    source = Source(table, table.measure(scored.facts["parts"]), types, num_pool, _no_session)
-    found, _ = find_cut(source, Passing(), top, source.num_rows)
-    wanted = top.count_wanted(num_pool=num_pool, num_input=num_pool)
-    if found is None or found.num_above + found.num_taken < wanted:
-        raise ConfigError(
-            f"cannot keep {wanted:,} rows of a pool of {num_pool:,}: not that many have a {by!r}, or none."
-        )
-    kept = found.num_above + found.num_tied
-    return {"by": by, "threshold": found.value, "wanted": wanted, "kept_at_or_above": kept, "pool": num_pool}
-
-
-def _no_session() -> Any:
-    raise AssertionError("a threshold needs no Spark")

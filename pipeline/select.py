@@ -1,9 +1,10 @@
 """The algebra of selection: what a recipe's steps may say, and what may be asked of them.  docs/SELECT.md shows each.
 
 Steps run in order, each on the rows that the one before kept.  Some decide by a score (`where`, `at_least`, `top`), one
-by chance (`sample`); others run branches of steps and combine what these keep (`union`, `intersect`, `minus`, `add`,
-`cascade`).  A kept row has a number of copies, 1 unless `repeat` or `add` says more.  Null and NaN never pass, and are
-counted.  Who runs the steps over stored scores: select_steps.py.
+by chance (`sample`), some by what the rows have together (`quota`, `balance`, `soft_cap`, `hard_cap`: select_rules.py);
+others run branches of steps and combine what these keep (`union`, `intersect`, `minus`, `add`, `cascade`).  A kept row
+has a number of copies, 1 unless `repeat`, `add` or a cap says more.  Null and NaN never pass, and are counted.  Who
+runs the steps over stored scores: select_steps.py.
 """
 
 import math
@@ -14,10 +15,23 @@ from typing import Any, Literal
 
 from pipeline.config import as_mapping, config
 from pipeline.errors import ConfigError, check_name
+from pipeline.select_rules import (
+    Balance,
+    HardCap,
+    Of,
+    Quota,
+    Ranking,
+    SoftCap,
+    check_amount,
+    check_ranking,
+    count_share,
+)
 
 NO_SCORE = "no_score"
 """Account of rows whose score is null or NaN where a step needs one."""
 TEXT_TYPES = ("string", "large_string")
+LIST_TYPE = re.compile(r"(?:large_)?list<\w+: u?int\d+(?: not null)?>")
+"""Arrow's names for lists of whole numbers."""
 SQL_TEXTS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
 SQL_NAMES = re.compile(r"`([^`]+)`|([A-Za-z_]\w*)")
 """What Spark SQL takes for texts, and for names: any between back-quotes."""
@@ -28,16 +42,14 @@ FIRST_FIELDS = frozenset({"where", "top"})
 
 
 @config
-class Top:
-    """Keep the rows with the largest values of a score column."""
+class Top(Ranking):
+    """Keep the rows with the largest values of a score column, or of a mixture of several."""
 
-    by: str
-    """Score column; larger is better."""
     fraction: float | None = None
     """Share of rows to keep, in [0, 1]; of what, `of` says.  Give this or `count`."""
     count: int | None = None
     """Number of rows to keep."""
-    of: Literal["pool", "input"] = "pool"
+    of: Of = "pool"
     """What `fraction` is a share of: all rows of the pool, or the rows that reached this step and have a score."""
     ties: Literal["exact", "datacomp"] = "exact"
     """exact: precisely n rows, equal scores by ascending uid (rows that share the last uid all pass).  datacomp: all
@@ -47,7 +59,8 @@ class Top:
     """Keep the smallest values instead."""
 
     def __post_init__(self) -> None:
-        _check_amount(f"top by {self.by!r}", self.fraction, self.count)
+        check_ranking("top", self)
+        check_amount(f"top by {self.label!r}", self.fraction, self.count)
 
     def count_wanted(self, *, num_pool: int, num_input: int) -> int:
         """Return how many rows to keep; 0.29 of 100 is 29, whatever 0.29 * 100 is in binary.
@@ -61,18 +74,17 @@ class Top:
 
 
 @config
-class AtLeast:
+class AtLeast(Ranking):
     """Keep the rows whose score is `value` or more."""
 
-    by: str
-    """Score column."""
     value: float
     """Threshold, rounded to the column's own type first, as numpy and so DataComp compare; Spark SQL compares a float
-    column with a decimal number in double precision instead."""
+    column with a decimal number in double precision instead.  A mixture is compared in double precision."""
 
     def __post_init__(self) -> None:
+        check_ranking("at_least", self)
         if math.isnan(self.value):
-            raise ConfigError(f"at_least by {self.by!r}: value NaN lets no row pass. Give a number.")
+            raise ConfigError(f"at_least by {self.label!r}: value NaN lets no row pass. Give a number.")
 
 
 @config
@@ -86,28 +98,17 @@ class Sample:
     """Share of rows to keep, in [0, 1]; of what, `of` says.  Give this or `count`."""
     count: int | None = None
     """Number of rows to keep."""
-    of: Literal["pool", "input"] = "pool"
+    of: Of = "pool"
     """What `fraction` is a share of: all rows of the pool, or the rows that reached this step."""
     seed: int = 0
     """Another seed draws other rows; with the same one a smaller sample is part of a larger one."""
 
     def __post_init__(self) -> None:
-        _check_amount("sample", self.fraction, self.count)
+        check_amount("sample", self.fraction, self.count)
 
     def count_wanted(self, *, num_pool: int, num_input: int) -> int:
         """Return how many rows to keep."""
-        if self.count is not None:
-            return self.count
-        return int(round((num_pool if self.of == "pool" else num_input) * (self.fraction or 0), 6))
-
-
-def _check_amount(what: str, fraction: float | None, count: int | None) -> None:
-    if (fraction is None) == (count is None):
-        raise ConfigError(f"{what}: give either fraction or count.")
-    if fraction is not None and not 0 <= fraction <= 1:
-        raise ConfigError(f"{what}: fraction {fraction} is not in [0, 1].")
-    if count is not None and count < 0:
-        raise ConfigError(f"{what}: count {count} is negative.")
+        return count_share(self.count, self.fraction, self.of, num_pool=num_pool, num_input=num_input)
 
 
 @config
@@ -124,6 +125,10 @@ class Step:
     top: Top | None = None
     at_least: AtLeast | None = None
     sample: Sample | None = None
+    quota: Quota | None = None
+    balance: Balance | None = None
+    soft_cap: SoftCap | None = None
+    hard_cap: HardCap | None = None
     union: "list[list[Step]] | None" = None
     """Keep what any branch keeps, with the most copies that a branch gives it."""
     intersect: "list[list[Step]] | None" = None
@@ -156,6 +161,17 @@ class Step:
         return next(f.name for f in fields(self) if f.name != "name" and getattr(self, f.name) is not None)
 
     @property
+    def ranking(self) -> Ranking | None:
+        """What rows are ordered or drawn by, where they are."""
+        return self.top or self.at_least or self.soft_cap or self.hard_cap
+
+    @property
+    def scores(self) -> list[str]:
+        """Columns of numbers that the rule names; those of SQL stand in `where`."""
+        named = self.ranking or self.quota
+        return named.columns if named else []
+
+    @property
     def branches(self) -> "list[list[Step]]":
         """The step's branches; of minus and cascade the one, of a plain rule none."""
         several, one = self.union or self.intersect or self.add, self.minus if self.cascade is None else self.cascade
@@ -180,6 +196,11 @@ def place_branches(step: Step, path: str) -> Iterator[tuple[str, list[Step]]]:
         yield (f"{path}/{number}/" if len(step.branches) > 1 else f"{path}/"), branch
 
 
+def is_entry_list(kind: str) -> bool:
+    """Return whether a column of this Arrow type can be balanced: lists of whole numbers."""
+    return LIST_TYPE.fullmatch(kind) is not None
+
+
 def check_steps(steps: Sequence[Step], types: Mapping[str, str]) -> None:
     """Raise ConfigError for what no score can mend.
 
@@ -191,16 +212,29 @@ def check_steps(steps: Sequence[Step], types: Mapping[str, str]) -> None:
     for path, step in placed:
         if paths.count(path) > 1 or path == NO_SCORE:
             raise ConfigError(f"select step {path!r}: each step needs a name of its own, and {NO_SCORE!r} is taken.")
-        ranked = step.top or step.at_least
-        if ranked and types.get(ranked.by) in TEXT_TYPES:
-            raise ConfigError(f"select step {path!r}: {ranked.by!r} holds text, and {step.kind} needs numbers.")
+        _check_types(path, step, types)
         if step.use is not None:
             raise ConfigError(f"select step {path!r} uses subset {step.use!r}: put its steps in with expand_uses.")
     _count_copies(steps, 1)
 
 
+def _check_types(path: str, step: Step, types: Mapping[str, str]) -> None:
+    entries = step.balance.entries if step.balance else ""
+    if entries in types and not is_entry_list(types[entries]):
+        raise ConfigError(
+            f"select step {path!r}: {entries!r} is {types[entries]}; balance needs lists of whole numbers."
+        )
+    for column in types.keys() & step.scores:
+        kind = types[column]
+        if kind in TEXT_TYPES or "list" in kind:
+            what = "text" if kind in TEXT_TYPES else "lists"
+            raise ConfigError(f"select step {path!r}: {column!r} holds {what}, and {step.kind} needs numbers.")
+        if step.quota and column == step.quota.cluster and not kind.lstrip("u").startswith("int"):
+            raise ConfigError(f"select step {path!r}: {column!r} is {kind}; the clusters of a quota are whole numbers.")
+
+
 def _count_copies(steps: Sequence[Step], copies: int) -> int:
-    """Return how many copies the steps can give a row that has so many.
+    """Return how many copies the steps can give a row that has so many; what the caps multiply is known when they ran.
 
     Raises ConfigError where they are more than MAX_COPIES, within a branch that gives none too.
     """
@@ -211,12 +245,17 @@ def _count_copies(steps: Sequence[Step], copies: int) -> int:
         elif found and step.minus is None:
             copies = max(found)
         copies *= step.repeat or 1
-        if copies > MAX_COPIES:
-            raise ConfigError(
-                f"select step {step.name!r}: a row could get {copies:,} copies; at most {MAX_COPIES:,} are possible. "
-                "Repeat less."
-            )
+        check_copies(step.name, copies)
     return copies
+
+
+def check_copies(name: str, copies: int) -> None:
+    """Raise ConfigError when the step of this name can give a row more than MAX_COPIES copies."""
+    if copies > MAX_COPIES:
+        raise ConfigError(
+            f"select step {name!r}: a row could get {copies:,} copies; at most {MAX_COPIES:,} are possible. "
+            "Repeat less."
+        )
 
 
 def find_columns(steps: Sequence[Step], known: Iterable[str]) -> list[str]:
@@ -224,10 +263,11 @@ def find_columns(steps: Sequence[Step], known: Iterable[str]) -> list[str]:
     known = set(known)
     used: set[str] = set()
     for path, step in walk(steps):
-        if ranked := step.top or step.at_least:
-            check_name(ranked.by, known, kind=f"score column in step {path!r}")
-            used.add(ranked.by)
-        elif step.where:
+        named = [*step.scores, *([step.balance.entries] if step.balance else [])]
+        for column in named:
+            check_name(column, known, kind=f"score column in step {path!r}")
+        used.update(named)
+        if step.where:
             words = {quoted or plain for quoted, plain in SQL_NAMES.findall(SQL_TEXTS.sub("", step.where))}
             used |= words & known
             if not words & known:
@@ -280,5 +320,6 @@ def _drop_unset(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     later = {f.name for f in fields(Step)} - FIRST_FIELDS
+    later |= {"mix", "norm"}
     unset = {k for k, v in value.items() if (k in later and v is None) or (k == "lowest" and v is False)}
     return {k: _drop_unset(v) for k, v in value.items() if k not in unset}

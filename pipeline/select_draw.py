@@ -9,7 +9,7 @@ from pipeline.schemas import UID
 from pipeline.uid import UID_DTYPE, is_at_most, parse_uids
 
 ROUNDS = 4
-_STEP = 0x9E3779B97F4A7C15
+STEP = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 """Increment, shifts and multipliers of splitmix64 (Vigna, prng.di.unimi.it/splitmix64.c, public domain)."""
 WORD = (1 << 64) - 1
@@ -22,14 +22,15 @@ def shuffle_uids(uids: np.ndarray, seed: int) -> np.ndarray:
     """
     left, right = uids["f0"], uids["f1"]
     for number in range(1, ROUNDS + 1):
-        key = _mix(np.array([(seed + number * _STEP) & WORD], np.uint64))
-        left, right = right, left ^ _mix(right + key)
+        key = mix_words(np.array([(seed + number * STEP) & WORD], np.uint64))
+        left, right = right, left ^ mix_words(right + key)
     shuffled = np.empty(len(uids), UID_DTYPE)
     shuffled["f0"], shuffled["f1"] = left, right
     return shuffled
 
 
-def _mix(words: np.ndarray) -> np.ndarray:
+def mix_words(words: np.ndarray) -> np.ndarray:
+    """Return other 64-bit numbers (rows,), a different one for each different word: the end of splitmix64."""
     for shift, multiplier in _MIX:
         words = (words ^ (words >> np.uint64(shift))) * np.uint64(multiplier)
     mixed: np.ndarray = words ^ (words >> np.uint64(31))

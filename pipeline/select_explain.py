@@ -1,12 +1,13 @@
 """What a subset's steps did to the rows, as a tree for a terminal: `winnow select --explain`."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from pipeline.manifest import Counts, Manifest
-from pipeline.select import NO_SCORE, Sample, Step, Top, place_branches
+from pipeline.select import NO_SCORE, Step, place_branches
+from pipeline.select_rules import Of
 
 NUMBERS = ("read", "kept", "dropped", "no score")
 
@@ -49,7 +50,8 @@ def _list_nodes(steps: Sequence[Step], manifest: Manifest, within: str) -> list[
     nodes = []
     for step in steps:
         path = within + step.name
-        counts, rule = manifest.counts[path], describe_step(step, manifest.facts["thresholds"].get(path))
+        counts, facts = manifest.counts[path], manifest.facts
+        rule = describe_step(step, facts["thresholds"].get(path), facts.get("found", {}).get(path))
         branches = [_list_nodes(branch, manifest, start) for start, branch in place_branches(step, path)]
         inner = branches[0] if len(branches) == 1 else []
         if len(branches) > 1:
@@ -77,20 +79,22 @@ def _draw(nodes: Sequence[_Node], indent: str) -> Iterator[tuple[str, tuple[str,
         yield from _draw(node.inner, indent + rail)
 
 
-def describe_step(step: Step, threshold: float | None) -> str:
-    """Return a step's rule in words, with the threshold that it found."""
+def describe_step(step: Step, threshold: float | None, found: Mapping[str, Any] | None = None) -> str:
+    """Return a step's rule in words, with the threshold or what else it found."""
     if step.where is not None:
         return f"where {step.where}"
     if step.top:
         sign = "≤" if step.top.lowest else "≥"
-        found = "nothing passed" if threshold is None else f"{sign} {_spell(threshold)}"
+        passed = "nothing passed" if threshold is None else f"{sign} {_spell(threshold)}"
         which = "lowest" if step.top.lowest else "top"
         ties = ", ties as DataComp" if step.top.ties == "datacomp" else ""
-        return f"{which} {_describe_amount(step.top)} by {step.top.by}{ties}: {found}"
+        return f"{which} {_describe_amount(step.top)} by {step.top.label}{ties}: {passed}"
     if step.at_least:
-        return f"{step.at_least.by} ≥ {_spell(threshold or 0.0)}"
+        return f"{step.at_least.label} ≥ {_spell(threshold or 0.0)}"
     if step.sample:
         return f"sample {_describe_amount(step.sample)}, seed {step.sample.seed}"
+    if rule := _describe_joint(step):
+        return f"{rule}: {_spell_found(found)}" if found else rule
     return f"repeat {step.repeat} times" if step.repeat else step.kind
 
 
@@ -100,5 +104,40 @@ def _spell(value: float) -> str:
     return str(single) if float(single) == value else repr(value)
 
 
-def _describe_amount(rule: Top | Sample) -> str:
-    return f"{100 * rule.fraction:g} % of {rule.of}" if rule.fraction is not None else f"{rule.count:,} rows"
+def _spell_found(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in found.items())
+
+
+def _describe_joint(step: Step) -> str:
+    """Return the rule of a step that looks at all rows together, or nothing."""
+    if (soft := step.soft_cap) is not None:
+        settings = f"alpha {soft.alpha:g}, batch {soft.batch:,}{_describe_heat(soft.temperature)}, seed {soft.seed}"
+        return f"soft cap {_describe_amount(soft, 'draws')} by {soft.label}, {settings}"
+    if (hard := step.hard_cap) is not None:
+        settings = f"at most {hard.cap} each{_describe_heat(hard.temperature)}, seed {hard.seed}"
+        return f"hard cap {_describe_amount(hard, 'draws')} by {hard.label}, {settings}"
+    if (quota := step.quota) is not None:
+        which = f"{quota.keep} by {quota.distance}, temperature {quota.temperature:g}"
+        return f"quota {_describe_amount(quota)} over {quota.cluster}, {which}"
+    if (balance := step.balance) is not None:
+        return f"balance {balance.entries}, t {balance.t:,}, seed {balance.seed}"
+    return ""
+
+
+def _describe_heat(temperature: float) -> str:
+    return "" if temperature == 1 else f", temperature {temperature:g}"
+
+
+class _Amount(Protocol):
+    """A rule that says how much it wants."""
+
+    @property
+    def fraction(self) -> float | None: ...
+    @property
+    def count(self) -> int | None: ...
+    @property
+    def of(self) -> Of: ...
+
+
+def _describe_amount(rule: _Amount, what: str = "rows") -> str:
+    return f"{100 * rule.fraction:g} % of {rule.of}" if rule.fraction is not None else f"{rule.count:,} {what}"

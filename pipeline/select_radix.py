@@ -36,7 +36,7 @@ def order_keys(values: np.ndarray) -> np.ndarray:
     return keys
 
 
-def _value_of_key(key: int, bits: int) -> float:
+def value_of_key(key: int, bits: int) -> float:
     """Return the float whose order key this is."""
     sign, unsigned, floating = (1 << 31, np.uint32, np.float32) if bits == 32 else (1 << 63, np.uint64, np.float64)
     raw = key ^ sign if key & sign else ~key & ((1 << bits) - 1)
@@ -84,7 +84,7 @@ def find_threshold(
         remaining -= int(from_top[place - 1]) if place else 0
         digit = (1 << RADIX_BITS) - 1 - place
         prefix = (prefix << RADIX_BITS) | digit
-    return Threshold(_value_of_key(prefix, bits), wanted - remaining, int(counts[digit]), remaining)
+    return Threshold(value_of_key(prefix, bits), wanted - remaining, int(counts[digit]), remaining)
 
 
 def find_last_uid(count_pass: Callable[[int, int], np.ndarray], wanted: int) -> tuple[int, int]:

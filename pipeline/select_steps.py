@@ -6,77 +6,40 @@ step is a function of some parts, and runs on threads here or on a cluster's wor
 that reached its step; what the branches kept is combined in one pass (select_sets.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, groupby
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.errors import PoolError, StageError
+from pipeline.errors import StageError
 from pipeline.manifest import Counts
-from pipeline.schemas import UID
-from pipeline.select import NO_SCORE, AtLeast, Sample, Step, Top, check_steps, place_branches
-from pipeline.select_draw import Draw, shuffle_uids
-from pipeline.select_radix import (
-    RADIX_BITS,
-    Threshold,
-    count_radix,
-    count_uid_radix,
-    find_last_uid,
-    find_threshold,
-    key_bits,
-    order_keys,
-    round_value,
-)
+from pipeline.select import NO_SCORE, Step, check_copies, check_steps, place_branches
+from pipeline.select_balance import cut_balance
+from pipeline.select_caps import draw_copies
+from pipeline.select_cuts import cut_at_least, cut_top, draw_sample
+from pipeline.select_quota import cut_quota
+from pipeline.select_scores import Mixture
 from pipeline.select_sets import write_combined
+from pipeline.select_source import Rows, Source
 from pipeline.select_sql import filter_rows
 from pipeline.select_table import (
     Cut,
     PartGroup,
+    Passes,
     Passing,
-    ScorePart,
     ScoreTable,
-    Spread,
-    group_parts,
+    parse_kept_uids,
     read_copies,
     read_passing,
-    sum_in_threads,
-    to_floats,
 )
 from pipeline.storage import join
 from pipeline.subset_runs import write_run
-from pipeline.uid import parse_uids
 
-NUM_BUCKETS = 1 << RADIX_BITS
 RUN_ROWS = 1 << 19
 RUNS, MASKS = "runs", "masks"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Stored scores, measured."""
-
-    table: ScoreTable
-    parts: Sequence[ScorePart]
-    types: Mapping[str, str]
-    """Column -> name of its Arrow type."""
-    num_pool: int
-    """Rows that `of: pool` is a share of."""
-    start: Callable[[], Any]
-    """Returns the Spark session."""
-    spread: Spread = sum_in_threads
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all parts."""
-        return sum(part.num_rows for part in self.parts)
-
-    def sum_groups(self, work: Callable[[PartGroup], np.ndarray], size: int = NUM_BUCKETS) -> np.ndarray:
-        """Return the sum of work(group), int64 (size,), over all parts."""
-        return self.spread(work, group_parts(self.parts), size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +54,8 @@ class Selection:
     thresholds: Mapping[str, float | None]
     """By path: the smallest score that passed a `top` step (of `lowest` the largest), None when it kept nothing; and
     the value of `at_least` as it was compared."""
+    found: Mapping[str, Mapping[str, Any]]
+    """By path: what a quota, balance or cap came to, and how a mixture was normalised; no other step is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +66,12 @@ class _Run:
     scratch: str
     counts: dict[str, Counts] = field(default_factory=dict)
     thresholds: dict[str, float | None] = field(default_factory=dict)
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
 
     def new_folder(self) -> str:
         """Return the URL of a folder that nobody has used yet."""
         return join(self.scratch, f"{MASKS}-{next(self.numbers)}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The rows that reached a step."""
-
-    passing: Passing
-    num: int
 
 
 def select_rows(source: Source, steps: Sequence[Step], scratch: str) -> Selection:
@@ -123,15 +81,15 @@ def select_rows(source: Source, steps: Sequence[Step], scratch: str) -> Selectio
     """
     check_steps(steps, source.types)
     run = _Run(source, scratch)
-    rows = _run_steps(run, steps, _Rows(Passing(), source.num_rows), "")
+    rows = _run_steps(run, steps, Rows(Passing(), source.num_rows), "")
     runs = join(scratch, RUNS)
     kept = int(source.sum_groups(partial(write_kept, source.table, rows.passing, runs), 1)[0])
     if kept != rows.num:
         raise StageError(f"select kept {kept:,} rows and counted {rows.num:,}: scores changed while they were read.")
-    return Selection(kept, runs, run.counts, run.thresholds)
+    return Selection(kept, runs, run.counts, run.thresholds, run.found)
 
 
-def _run_steps(run: _Run, steps: Sequence[Step], rows: _Rows, within: str) -> _Rows:
+def _run_steps(run: _Run, steps: Sequence[Step], rows: Rows, within: str) -> Rows:
     """Return what the steps keep of the rows; `within` begins their paths."""
     for is_where, alike in groupby(steps, key=lambda step: step.where is not None):
         if is_where:
@@ -142,7 +100,7 @@ def _run_steps(run: _Run, steps: Sequence[Step], rows: _Rows, within: str) -> _R
     return rows
 
 
-def _run_where(run: _Run, steps: Sequence[Step], rows: _Rows, within: str) -> _Rows:
+def _run_where(run: _Run, steps: Sequence[Step], rows: Rows, within: str) -> Rows:
     masks, source = run.new_folder(), run.source
     found = filter_rows(source.start(), source.table, rows.passing, source.parts, steps, source.types, masks)
     num = rows.num
@@ -151,157 +109,79 @@ def _run_where(run: _Run, steps: Sequence[Step], rows: _Rows, within: str) -> _R
             raise StageError(f"step {step.name!r} read {read:,} rows of {num:,}: scores changed, or a bug.")
         run.counts[within + step.name] = _count(within + step.name, read, kept, missing)
         num = kept
-    return _Rows(replace(rows.passing, masks=masks, cuts=()), num)
+    return Rows(replace(rows.passing, masks=masks, cuts=()), num)
 
 
-def _run_branches(run: _Run, step: Step, rows: _Rows, within: str) -> _Rows:
+def _run_branches(run: _Run, step: Step, rows: Rows, within: str) -> Rows:
     path = within + step.name
     run.counts[path] = Counts(read=rows.num, kept=rows.num)  # stands before those of its branches
     ends = [_run_steps(run, branch, rows, start) for start, branch in place_branches(step, path)]
-    kept = ends[0] if step.cascade is not None else _combine(run, step.kind, rows, ends)
+    kept = ends[0] if step.cascade is not None else _combine(run, step, rows, ends)
     run.counts[path] = _count(path, rows.num, kept.num, 0)
     return kept
 
 
-def _combine(run: _Run, kind: str, rows: _Rows, ends: Sequence[_Rows]) -> _Rows:
+def _combine(run: _Run, step: Step, rows: Rows, ends: Sequence[Rows]) -> Rows:
     """Return the rows that a step's branches, which kept `ends` of `rows`, come to."""
-    passings = [end.passing for end in ends]
+    kind, passings = step.kind, [end.passing for end in ends]
+    most = (sum if kind == "add" else max)(passing.most for passing in passings)
+    check_copies(step.name, most)
     if kind == "minus":
         passings = [rows.passing, *passings]
     folder = run.new_folder()
     write = partial(write_combined, run.source.table, kind, passings, folder)
     num = int(run.source.sum_groups(write, 1)[0])
     if kind == "minus":
-        return _Rows(replace(rows.passing, masks=folder, cuts=()), num)
+        return Rows(replace(rows.passing, masks=folder, cuts=()), num)
     has_copies = kind == "add" or any(passing.has_copies for passing in passings)
-    return _Rows(Passing(folder, copies=folder if has_copies else None), num)
+    return Rows(Passing(folder, copies=folder if has_copies else None, most=most), num)
 
 
-def _run_rule(run: _Run, step: Step, rows: _Rows, within: str) -> _Rows:
-    path, passing = within + step.name, rows.passing
-    kept, missing = rows.num, 0
-    if step.top:
-        cut, kept, missing = _cut_top(run.source, rows, step.top)
-        passing, run.thresholds[path] = passing.add(cut), cut.value
-    elif step.at_least:
-        cut, kept, missing = _cut_at_least(run.source, rows, step.at_least)
-        passing, run.thresholds[path] = passing.add(cut), cut.value
-    elif step.sample:
-        draw, kept = _draw_sample(run.source, rows, step.sample)
-        passing = passing.add(draw)
+def _run_rule(run: _Run, step: Step, rows: Rows, within: str) -> Rows:
+    path = within + step.name
+    if cap := step.soft_cap or step.hard_cap:
+        kept, missing, run.found[path] = draw_copies(run.source, rows, cap, run.new_folder(), step.name)
     elif step.repeat:
-        passing = replace(passing, times=passing.times * step.repeat)
-    run.counts[path] = _count(path, rows.num, kept, missing)
-    return _Rows(passing, kept)
+        check_copies(step.name, rows.passing.most * step.repeat)
+        passing, times = rows.passing, step.repeat
+        kept, missing = Rows(replace(passing, times=passing.times * times, most=passing.most * times), rows.num), 0
+    else:
+        kept, missing = _run_cut(run, step, rows, path)
+    run.counts[path] = _count(path, rows.num, kept.num, missing)
+    return kept
+
+
+def _run_cut(run: _Run, step: Step, rows: Rows, path: str) -> tuple[Rows, int]:
+    """Return the rows that a step keeps by their own scores and uids, and how many have no score."""
+    cut: Passes
+    missing = 0
+    if step.quota:
+        cut, kept, missing, run.found[path] = cut_quota(run.source, rows, step.quota)
+    elif step.balance:
+        cut, kept, missing, run.found[path] = cut_balance(run.source, rows, step.balance)
+    elif step.sample:
+        cut, kept = draw_sample(run.source, rows, step.sample)
+    else:
+        cut, kept, missing = _cut_ranked(run, step, rows, path)
+    return Rows(rows.passing.add(cut), kept), missing
+
+
+def _cut_ranked(run: _Run, step: Step, rows: Rows, path: str) -> tuple[Cut, int, int]:
+    if step.top:
+        cut, kept, missing = cut_top(run.source, rows, step.top)
+    elif step.at_least:
+        cut, kept, missing = cut_at_least(run.source, rows, step.at_least)
+    else:
+        raise AssertionError(f"step {path!r} has no rule")
+    run.thresholds[path] = cut.value
+    if isinstance(cut.by, Mixture):
+        run.found[path] = {"offsets": list(cut.by.offsets), "scales": list(cut.by.scales)}
+    return cut, kept, missing
 
 
 def _count(path: str, read: int, kept: int, missing: int) -> Counts:
     dropped = {path: read - kept - missing, NO_SCORE: missing}
     return Counts(read=read, kept=kept, dropped={reason: n for reason, n in dropped.items() if n})
-
-
-def _cut_top(source: Source, rows: _Rows, top: Top) -> tuple[Cut, int, int]:
-    """Return what a top step comes down to, how many rows it keeps, and how many have no score."""
-    found, num_scored = find_cut(source, rows.passing, top, rows.num)
-    missing = rows.num - num_scored
-    if found is None:
-        return Cut(top.by, None), 0, missing
-    if top.ties == "datacomp" or found.num_taken == found.num_tied:
-        return Cut(top.by, found.value, lowest=top.lowest), found.num_above + found.num_tied, missing
-    last, num_below = find_last_uid(partial(_count_ties, source, rows.passing, top.by, found), found.num_taken)
-    return Cut(top.by, found.value, last, top.lowest), found.num_above + num_below, missing
-
-
-def find_cut(source: Source, passing: Passing, top: Top, num_rows: int) -> tuple[Threshold | None, int]:
-    """Return the threshold of a top step, None when it keeps nothing, and how many of its rows have a score.
-
-    `num_rows` is how many pass.  To DataComp's rule the rows without a score are the last of the order: when the place
-    it looks at is one of theirs, it keeps nothing; past the end, where its code stops, every score passes.
-    """
-    num_scored, bits = 0, key_bits(source.types[top.by])
-
-    def count_wanted(available: int) -> int:
-        nonlocal num_scored
-        num_scored = available
-        wanted = top.count_wanted(num_pool=source.num_pool, num_input=available)
-        return 0 if top.ties == "datacomp" and available < wanted <= num_rows else wanted
-
-    def count_pass(prefix: int, depth: int) -> np.ndarray:
-        work = partial(count_values, source.table, passing, top.by, bits, prefix, depth, top.lowest)
-        return source.sum_groups(work)
-
-    found = find_threshold(count_pass, count_wanted, bits=bits)
-    return replace(found, value=0.0 - found.value) if found and top.lowest else found, num_scored
-
-
-def _cut_at_least(source: Source, rows: _Rows, rule: AtLeast) -> tuple[Cut, int, int]:
-    """Return as _cut_top does."""
-    cut = Cut(rule.by, round_value(rule.value, source.types[rule.by]))
-    scored, kept = source.sum_groups(partial(count_passing, source.table, rows.passing, cut), 2).tolist()
-    return cut, kept, rows.num - scored
-
-
-def _draw_sample(source: Source, rows: _Rows, sample: Sample) -> tuple[Draw, int]:
-    wanted = min(sample.count_wanted(num_pool=source.num_pool, num_input=rows.num), rows.num)
-    if not wanted:
-        return Draw(sample.seed, None), 0
-
-    def count_pass(prefix: int, depth: int) -> np.ndarray:
-        return source.sum_groups(partial(count_drawn, source.table, rows.passing, sample.seed, prefix, depth))
-
-    last, kept = find_last_uid(count_pass, wanted)
-    return Draw(sample.seed, last), kept
-
-
-def count_passing(table: ScoreTable, passing: Passing, cut: Cut, group: PartGroup) -> np.ndarray:
-    """Return int64 (2,): how many of the passing rows have a score, and how many pass the cut too."""
-    total = np.zeros(2, np.int64)
-    for part in group.parts:
-        for batch, kept in read_passing(table, passing, part, [cut.by]):
-            total += (kept & ~np.isnan(to_floats(batch.column(cut.by)))).sum(), (kept & cut.passes(batch)).sum()
-    return total
-
-
-def count_drawn(
-    table: ScoreTable, passing: Passing, seed: int, prefix: int, depth: int, group: PartGroup
-) -> np.ndarray:
-    """Return count_uid_radix of the passing rows' shuffled uids."""
-    total = np.zeros(NUM_BUCKETS, np.int64)
-    for part in group.parts:
-        for batch, kept in read_passing(table, passing, part, [], uids=True):
-            uids = shuffle_uids(_kept_uids(batch, kept, part), seed)
-            total += count_uid_radix(uids, prefix=prefix, depth=depth)
-    return total
-
-
-def count_values(
-    table: ScoreTable, passing: Passing, by: str, bits: int, prefix: int, depth: int, lowest: bool, group: PartGroup
-) -> np.ndarray:
-    """Return count_radix of the order keys of one score column, negated for the lowest, of the passing rows with it."""
-    total = np.zeros(NUM_BUCKETS, np.int64)
-    for part in group.parts:
-        for batch, kept in read_passing(table, passing, part, [by]):
-            values = to_floats(batch.column(by))
-            values = -values if lowest else values
-            keys = order_keys(values[kept & ~np.isnan(values)])
-            total += count_radix(keys, prefix=prefix, depth=depth, bits=bits)
-    return total
-
-
-def _count_ties(source: Source, passing: Passing, by: str, found: Threshold, prefix: int, depth: int) -> np.ndarray:
-    return source.sum_groups(partial(count_tied_uids, source.table, passing, by, found.value, prefix, depth))
-
-
-def count_tied_uids(
-    table: ScoreTable, passing: Passing, by: str, value: float, prefix: int, depth: int, group: PartGroup
-) -> np.ndarray:
-    """Return count_uid_radix of the passing rows whose score is `value`."""
-    total = np.zeros(NUM_BUCKETS, np.int64)
-    for part in group.parts:
-        for batch, kept in read_passing(table, passing, part, [by], uids=True):
-            tied = kept & (to_floats(batch.column(by)) == value)
-            total += count_uid_radix(_kept_uids(batch, tied, part), prefix=prefix, depth=depth)
-    return total
 
 
 def write_kept(table: ScoreTable, passing: Passing, runs: str, group: PartGroup) -> np.ndarray:
@@ -312,7 +192,7 @@ def write_kept(table: ScoreTable, passing: Passing, runs: str, group: PartGroup)
         copies, start = read_copies(passing, part) if passing.has_copies else None, 0
         for batch, kept in read_passing(table, passing, part, [], uids=True):
             some = None if copies is None else copies[start : start + len(kept)][kept]
-            pieces.append((_kept_uids(batch, kept, part), some))
+            pieces.append((parse_kept_uids(batch, kept, part), some))
             start, held, total = start + len(kept), held + len(pieces[-1][0]), total + len(pieces[-1][0])
             if held >= RUN_ROWS:
                 _write_pieces(runs, f"{group.number:06d}-{num_runs:06d}", pieces)
@@ -325,11 +205,3 @@ def write_kept(table: ScoreTable, passing: Passing, runs: str, group: PartGroup)
 def _write_pieces(runs: str, name: str, pieces: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> None:
     copies = [some for _, some in pieces if some is not None]
     write_run(runs, name, np.concatenate([uids for uids, _ in pieces]), np.concatenate(copies) if copies else None)
-
-
-def _kept_uids(batch: pa.RecordBatch, kept: np.ndarray, part: ScorePart) -> np.ndarray:
-    uids = batch.column(UID)
-    try:
-        return parse_uids(uids if kept.all() else uids.filter(pa.array(kept)))
-    except PoolError as error:
-        raise PoolError(f"scores of part {part.name!r}: {error}") from None

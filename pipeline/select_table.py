@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PoolError
 from pipeline.schemas import PARQUET_SUFFIX, UID
-from pipeline.select_draw import Draw
+from pipeline.select_scores import Score, name_columns, read_score
 from pipeline.storage import exists, join, open_file, read_bytes, write_bytes
 from pipeline.uid import is_at_most, parse_uids
 
@@ -132,19 +133,6 @@ def _read_file(url: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False)
 
 
-def to_floats(column: pa.Array) -> np.ndarray:
-    """Return float32 for half and single floats, float64 for any other number; NaN where the value is null.
-
-    Raises PoolError for whole numbers beyond 2^53, which no float64 tells apart.
-    """
-    single = pa.types.is_float32(column.type) or pa.types.is_float16(column.type)
-    try:
-        floats: np.ndarray = column.cast(pa.float32() if single else pa.float64()).to_numpy(zero_copy_only=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise PoolError(f"scores of type {column.type} cannot be ordered as numbers: {error}") from None
-    return floats
-
-
 def clean_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the batch with every NaN as null, so that no comparison passes it (to Spark NaN is the largest value).
 
@@ -159,11 +147,26 @@ def clean_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
+class Passes(Protocol):
+    """What a step that decides by a row's own scores and uid came down to."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Score columns that it reads."""
+
+    @property
+    def needs_uids(self) -> bool:
+        """Whether it reads the uid."""
+
+    def passes(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Return bool (rows,)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """What a top step came down to: rows with a score of `value` or more, of those tied only uids up to `last`."""
 
-    by: str
+    by: Score
     value: float | None
     """None lets no row pass."""
     last: int | None = None
@@ -174,7 +177,7 @@ class Cut:
     @property
     def columns(self) -> tuple[str, ...]:
         """Score columns that it reads."""
-        return () if self.value is None else (self.by,)
+        return () if self.value is None else name_columns(self.by)
 
     @property
     def needs_uids(self) -> bool:
@@ -185,7 +188,7 @@ class Cut:
         """Return bool (rows,); a null or NaN does not pass."""
         if self.value is None:
             return np.zeros(batch.num_rows, bool)
-        values = to_floats(batch.column(self.by))
+        values = read_score(self.by, batch)
         kept: np.ndarray = values <= self.value if self.lowest else values >= self.value
         if self.last is not None and (tied := np.flatnonzero(values == self.value)).size:
             kept[tied] = is_at_most(parse_uids(batch.column(UID).take(pa.array(tied))), self.last)
@@ -198,19 +201,21 @@ class Passing:
 
     masks: str | None = None
     """Folder of one packed bit per row and part; a part without a file has no such row.  None: all rows."""
-    cuts: tuple[Cut | Draw, ...] = ()
+    cuts: tuple[Passes, ...] = ()
     """Steps since."""
     copies: str | None = None
     """Folder of one uint16 per row and part.  None: one copy each."""
     times: int = 1
     """What `repeat` multiplied the copies by since."""
+    most: int = 1
+    """Most copies that a row can have."""
 
     @property
     def has_copies(self) -> bool:
         """Whether a row may have more copies than one."""
         return self.copies is not None or self.times > 1
 
-    def add(self, cut: Cut | Draw) -> "Passing":
+    def add(self, cut: Passes) -> "Passing":
         """Return the rows that also pass the cut."""
         return replace(self, cuts=(*self.cuts, cut))
 
@@ -248,6 +253,15 @@ def _count_batches(part: ScorePart) -> Iterator[pa.RecordBatch]:
     for start in range(0, part.num_rows, BATCH_ROWS):
         nothing = pa.nulls(min(BATCH_ROWS, part.num_rows - start))
         yield pa.RecordBatch.from_arrays([nothing], names=[NO_COLUMN])
+
+
+def parse_kept_uids(batch: pa.RecordBatch, kept: np.ndarray, part: ScorePart) -> np.ndarray:
+    """Return the uids of the kept rows; raises PoolError that names the part for one that is none."""
+    uids = batch.column(UID)
+    try:
+        return parse_uids(uids if kept.all() else uids.filter(pa.array(kept)))
+    except PoolError as error:
+        raise PoolError(f"scores of part {part.name!r}: {error}") from None
 
 
 def write_mask(folder: str, part: ScorePart, mask: np.ndarray) -> None:

@@ -85,6 +85,7 @@ def assert_as_the_oracle(
     expected = expect(rows, steps, source.num_pool, where, TYPES)
     assert list(selection.counts.items()) == list(expected.counts.items())
     assert selection.thresholds == pytest.approx(expected.thresholds, abs=0)
+    assert {path: found for path, found in selection.found.items() if "scales" not in found} == expected.found
     assert selection.rows == expected.rows
     assert kept(selection, folder) == expected.lines
     return selection

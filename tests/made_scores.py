@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from made_joint import choose_jointly, draw_copies, read_ranking, shuffle
 
 from pipeline.manifest import Counts, Manifest, write_manifest
 from pipeline.select import AtLeast, Sample, Step, Top
 
 Row = dict[str, Any]
+SCORE = "__score__"
+"""What a step orders rows by, None or NaN where a row has none."""
 Where = Callable[[Row], bool | None]
 
 
@@ -49,6 +52,7 @@ class Expected(NamedTuple):
     """Uids in order, each as often as its row with most copies has it."""
     counts: dict[str, Counts]
     thresholds: dict[str, float | None]
+    found: dict[str, dict[str, Any]]
 
 
 Copies = dict[int, int]
@@ -63,7 +67,7 @@ def expect(
     types: Mapping[str, str] | None = None,
 ) -> Expected:
     """Return what the steps keep; `where` says what each SQL means, `types` the Arrow types of the columns."""
-    found = Expected(0, [], {}, {})
+    found = Expected(0, [], {}, {}, {})
 
     def run(steps: Sequence[Step], kept: Copies, within: str) -> Copies:
         for step in steps:
@@ -75,6 +79,11 @@ def expect(
                 kept, missing = combine(step.kind, kept, ends), 0
             elif step.repeat:
                 kept, missing = {n: copies * step.repeat for n, copies in kept.items()}, 0
+            elif rule := step.soft_cap or step.hard_cap:
+                draws, missing = draw_copies({n: rows[n] for n in kept}, rule, num_pool)
+                found.found[path] = {"draws": sum({rows[n]["uid"]: d for n, d in draws.items()}.values())}
+                found.found[path]["most"] = max(draws.values(), default=0)
+                kept = {n: copies * draws[n] for n, copies in kept.items() if draws.get(n)}
             else:
                 some = {n: rows[n] for n in kept}
                 chosen, missing = choose(step, some, path)
@@ -85,11 +94,16 @@ def expect(
         return kept
 
     def choose(step: Step, some: Mapping[int, Row], path: str) -> tuple[Sequence[int], int]:
-        if step.top:
+        if step.quota or step.balance:
+            chosen, missing, found.found[path] = choose_jointly(some, step, num_pool)
+            return chosen, missing
+        if ranking := step.top or step.at_least:
+            scores, kind = read_ranking(some, ranking), (types or {}).get(ranking.by or "", "double")
+            some = {n: row | {SCORE: scores[n]} for n, row in some.items()}
+            if step.at_least:
+                return _compare(some, step.at_least, kind, found.thresholds, path)
             chosen, missing, found.thresholds[path] = _cut(some, step.top, num_pool)
             return chosen, missing
-        if step.at_least:
-            return _compare(some, step.at_least, (types or {})[step.at_least.by], found.thresholds, path)
         if step.sample:
             return _draw(some, step.sample, num_pool), 0
         answers = {n: (where or {})[step.where or ""](row) for n, row in some.items()}
@@ -116,20 +130,20 @@ def combine(kind: str, kept: Copies, ends: Sequence[Copies]) -> Copies:
 
 
 def _cut(rows: Mapping[int, Row], top: Top, num_pool: int) -> tuple[list[int], int, float | None]:
-    scored = [n for n, row in rows.items() if row[top.by] is not None and not math.isnan(row[top.by])]
+    scored = [n for n, row in rows.items() if row[SCORE] is not None and not math.isnan(row[SCORE])]
     missing, sign = len(rows) - len(scored), 1 if top.lowest else -1
-    best = sorted(scored, key=lambda n: (sign * rows[n][top.by], rows[n]["uid"]))
+    best = sorted(scored, key=lambda n: (sign * rows[n][SCORE], rows[n]["uid"]))
     wanted = top.count_wanted(num_pool=num_pool, num_input=len(scored))
     if top.ties == "datacomp" and len(scored) < wanted <= len(rows):
         return [], missing, None
     if not best or wanted <= 0:
         return [], missing, None
     last = rows[best[min(wanted, len(best)) - 1]]
-    bound = sign * last[top.by]
+    bound = sign * last[SCORE]
     if top.ties == "datacomp":
-        return [n for n in best if sign * rows[n][top.by] <= bound], missing, last[top.by]
-    chosen = [n for n in best if (sign * rows[n][top.by], rows[n]["uid"]) <= (bound, last["uid"])]
-    return chosen, missing, last[top.by]
+        return [n for n in best if sign * rows[n][SCORE] <= bound], missing, last[SCORE]
+    chosen = [n for n in best if (sign * rows[n][SCORE], rows[n]["uid"]) <= (bound, last["uid"])]
+    return chosen, missing, last[SCORE]
 
 
 def _compare(
@@ -139,7 +153,7 @@ def _compare(
     dtype = {"float": np.float32, "halffloat": np.float16}.get(kind, np.float64)
     thresholds[path] = float(dtype(rule.value))
     with np.errstate(over="ignore"):
-        values = {n: np.array([math.nan if row[rule.by] is None else row[rule.by]], dtype) for n, row in rows.items()}
+        values = {n: np.array([math.nan if row[SCORE] is None else row[SCORE]], dtype) for n, row in rows.items()}
     missing = sum(bool(np.isnan(value[0])) for value in values.values())
     return [n for n, value in values.items() if (value >= rule.value)[0]], missing
 
@@ -149,18 +163,3 @@ def _draw(rows: Mapping[int, Row], sample: Sample, num_pool: int) -> list[int]:
     wanted = min(sample.count_wanted(num_pool=num_pool, num_input=len(rows)), len(rows))
     last = shuffle(rows[order[wanted - 1]]["uid"], sample.seed) if wanted else -1
     return [n for n in order if shuffle(rows[n]["uid"], sample.seed) <= last]
-
-
-def shuffle(uid: str, seed: int) -> int:
-    """The number by which rows are sampled: four Feistel rounds over the halves of a uid, keys by splitmix64."""
-
-    def mix(word: int) -> int:
-        word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
-        return word ^ (word >> 31)
-
-    left, right = int(uid[:16], 16), int(uid[16:], 16)
-    for turn in (1, 2, 3, 4):
-        key = mix((seed + turn * 0x9E3779B97F4A7C15) % 2**64)
-        left, right = right, left ^ mix((right + key) % 2**64)
-    return (left << 64) | right

@@ -73,12 +73,12 @@ def _list_steps(run: RunFolder, subset: Subset) -> list[_Account]:
         reached = accounts[0].counts.kept
     steps, whole = dict(walk(subset.steps)), {step.name for step in subset.steps}
     expected = dict(_expect_reads(subset.steps, counts, reached, ""))
-    thresholds = subset.manifest.facts.get("thresholds", {})
+    thresholds, notes = (subset.manifest.facts.get(name, {}) for name in ("thresholds", "found"))
     for path, found in counts.items():
         label, rule = path, ""
         if path in steps:
             label = path if path in whole else f"↳ {steps[path].name}"
-            rule = describe_step(steps[path], thresholds.get(path))
+            rule = describe_step(steps[path], thresholds.get(path), notes.get(path))
         accounts.append(_Account(path, label, rule, found, expected.get(path)))
     if subset.name in run.shards:
         ends = [found.kept for path, found in counts.items() if path in whole or path not in steps]

@@ -169,8 +169,9 @@ def _open_column(name: str, kind: str) -> Column:
 
 def _find_used(subset: Subset, columns: Mapping[str, Column]) -> list[str]:
     """Return the columns that a subset's steps read; none when it was made from other scores than these."""
+    lists = [step.balance.entries for _, step in walk(subset.steps) if step.balance]
     try:
-        return find_columns(subset.steps, columns)
+        return [column for column in find_columns(subset.steps, [*columns, *lists]) if column in columns]
     except ConfigError:
         return []
 
@@ -194,7 +195,7 @@ def list_thresholds(subset: Subset, column: str) -> list[float]:
 def _list_ranked(subset: Subset) -> list[tuple[str, str]]:
     """Return (path, column) of each step that cuts a column at a threshold."""
     rules = ((path, step.top or step.at_least) for path, step in walk(subset.steps))
-    return [(path, rule.by) for path, rule in rules if rule]
+    return [(path, rule.by) for path, rule in rules if rule and rule.by]
 
 
 def _list_thresholds(subsets: Sequence[Subset]) -> dict[str, list[float]]:

@@ -53,6 +53,7 @@ def test_order_keys_sort_as_values() -> None:
     assert (np.sort(values) == values[np.argsort(order_keys(values), kind="stable")]).all()
 
 
+DBP = {"cluster": "c", "distance": "d", "isolation": "i"}
 ANY = {"name": "b", "where": "x > 1"}
 
 
@@ -70,6 +71,21 @@ ANY = {"name": "b", "where": "x > 1"}
         ({"sample": {"fraction": 0.1, "sed": 3}}, "field of step.sample 'sed': did you mean 'seed'"),
         ({"sample": {"fraction": 1.5}}, r"sample: fraction 1.5 is not in \[0, 1\]"),
         ({"at_least": {"by": "x", "value": math.nan}}, "NaN lets no row pass"),
+        ({"top": {"count": 1}}, "top: give `by` with one score column, or `mix`"),
+        ({"top": {"by": "x", "mix": {"x": 1}, "norm": "z", "count": 1}}, "top: give `by` with one"),
+        ({"top": {"mix": {}, "norm": "z", "count": 1}}, "top: give `by` with one"),
+        ({"top": {"mix": {"x": 1}, "count": 1}}, "top: `norm` is minmax, z or none"),
+        ({"top": {"by": "x", "norm": "z", "count": 1}}, "`norm` is minmax, z or none where there is a `mix`"),
+        ({"at_least": {"mix": {"x": 0}, "norm": "z", "value": 1}}, "weight 0.0 of 'x' should be a number other than 0"),
+        ({"soft_cap": {"by": "x"}}, "soft_cap by 'x': give either fraction or count"),
+        ({"soft_cap": {"by": "x", "count": 1, "alpha": -1}}, "alpha -1.0 should be 0 or more"),
+        ({"soft_cap": {"by": "x", "count": 1, "batch": 0}}, "batch 0 1 or more"),
+        ({"soft_cap": {"by": "x", "count": 1, "temperature": 0}}, "temperature 0.0 should be more than 0"),
+        ({"hard_cap": {"by": "x", "count": 1, "cap": 0}}, "cap 0 is less than 1"),
+        ({"hard_cap": {"by": "x", "count": 1, "cop": 2}}, "field of step.hard_cap 'cop': did you mean 'cap'"),
+        ({"quota": DBP | {"fraction": 2}}, r"quota over 'c': fraction 2.0 is not in \[0, 1\]"),
+        ({"quota": DBP | {"count": 1, "min_share": 1.5}}, r"min_share 1.5 is not in \[0, 1\]"),
+        ({"balance": {"entries": "e", "t": 0}}, "t 0 is less than 1"),
     ],
 )
 def test_step_has_one_rule(settings: dict[str, Any], message: str) -> None:
@@ -160,6 +176,19 @@ def test_a_recipe_of_the_first_steps_keeps_its_identity() -> None:
 @pytest.mark.parametrize(("fraction", "rows"), [(0.29, 29), (0.3, 30), (0.0, 0), (1.0, 100), (0.999, 99)])
 def test_share_is_that_of_decimal_numbers(fraction: float, rows: int) -> None:
     assert Top(by="x", fraction=fraction).count_wanted(num_pool=100, num_input=7) == rows
+
+
+def test_columns_of_the_later_rules_are_found() -> None:
+    mixed = {"mix": {"a": 1.0, "b": 2.0}, "norm": "z"}
+    steps = [{"top": mixed | {"count": 1}}, {"hard_cap": mixed | {"count": 1}}, {"balance": {"entries": "e"}}]
+    steps += [{"quota": DBP | {"count": 1}}, {"soft_cap": {"by": "s", "count": 1}}]
+    found = [read_config(Step, {"name": f"{n}"} | step, where="step") for n, step in enumerate(steps)]
+    assert find_columns(found, "abcdeisx") == [*"abcdeis"]
+    for step in found:
+        with pytest.raises(ConfigError, match="unknown score column in step"):
+            find_columns([step], "xyz")
+    assert [read_config(Step, step, where="step") for step in as_config(found)] == found
+    check_steps(found, dict.fromkeys("abdis", "float") | {"c": "uint16", "e": "large_list<element: int64>"})
 
 
 def make_uids(kind: str) -> np.ndarray:

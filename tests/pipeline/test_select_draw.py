@@ -3,15 +3,15 @@ import pyarrow as pa
 import pytest
 from made_scores import shuffle
 
-from pipeline.select_draw import Draw, _mix, shuffle_uids
+from pipeline.select_draw import Draw, mix_words, shuffle_uids
 from pipeline.uid import UID_DTYPE, format_uids
 
 
 def test_mix_is_that_of_splitmix64() -> None:
     """The first outputs of Vigna's splitmix64.c seeded with 1234567, and with 0."""
     states = np.array([(1234567 + n * 0x9E3779B97F4A7C15) % 2**64 for n in (1, 2, 3)], np.uint64)
-    assert _mix(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert _mix(np.array([0x9E3779B97F4A7C15], np.uint64)).tolist() == [0xE220A8397B1DCDAF]
+    assert mix_words(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert mix_words(np.array([0x9E3779B97F4A7C15], np.uint64)).tolist() == [0xE220A8397B1DCDAF]
 
 
 @pytest.mark.parametrize("seed", [0, 1, -5, 2**70])

@@ -6,18 +6,20 @@ The model stays open in its worker from part to part; images are decoded and cap
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from filters.text_mask import DetectorFailed, erase_text, open_detector
 from pipeline.clip_model import (
     AUTO,
     OpenedClip,
     embed_dim_of,
     find_clip,
+    find_hub_id,
     open_model,
     pick_device,
     sha256_of_model,
@@ -26,7 +28,8 @@ from pipeline.clip_model import (
 from pipeline.config import config
 from pipeline.contract import Failure, Filter, Scored, TwoStepScore
 from pipeline.errors import ConfigError
-from pipeline.images import UnreadableImage, open_image
+from pipeline.images import UnreadableImage, decode_image, open_image
+from pipeline.released import spell_licence
 from pipeline.schemas import (
     IMAGE,
     IMAGE_ERROR,
@@ -37,9 +40,13 @@ from pipeline.schemas import (
     similarity_column,
     text_embedding_column,
 )
+from pipeline.storage import exists, sha256_of_file
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
+
+    View = Callable[[bytes], Image.Image]
 
 log = logging.getLogger("winnow")
 
@@ -54,10 +61,19 @@ class Options:
     """Pairs per forward pass; pool batches are cut to it."""
     device: str = AUTO
     """auto (the GPU that the task was given, cpu when it was given none), cpu, cuda, cuda:1, ..."""
+    view: Literal["plain", "flipped", "masked"] = "plain"
+    """flipped: as in a mirror, where text cannot be read (Yu et al. 2023, arXiv:2309.15954).  masked: text painted over
+    (T-MARS, Maini et al. 2023; text_mask.py)."""
+    detector: str | None = None
+    """TorchScript file that finds text, for the masked view.  The program in it runs here."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"clip_score: batch_size {self.batch_size} is below 1.")
+        if (self.view == "masked") != (self.detector is not None):
+            raise ConfigError(
+                f"clip_score: view {self.view!r} with detector {self.detector!r}: masked needs one, alone."
+            )
 
 
 def build(name: str, options: Options) -> Filter:
@@ -69,9 +85,15 @@ def build(name: str, options: Options) -> Filter:
         (image_embedding_column(name), embedding),
         (text_embedding_column(name), embedding),
     )
-    settings = {"architecture": find_clip(options.model).architecture, "sha256": sha256_of_model(options.model)}
+    settings = {"architecture": find_clip(options.model).name, "sha256": sha256_of_model(options.model)}
+    if options.view != "plain":
+        settings["view"] = options.view
+    if options.detector:
+        settings["detector"] = _hash_detector(options.detector)
     if settings["sha256"] is None:
         raise ConfigError(f"filter {name!r}: model {options.model!r} names no weights, so its scores would be noise.")
+    if hub := find_hub_id(options.model):
+        log.warning("filter %s uses the weights of %s, licence: %s", name, hub, spell_licence(hub))
     return Filter(
         name=name,
         needs=(IMAGE, TEXT),
@@ -83,13 +105,31 @@ def build(name: str, options: Options) -> Filter:
     )
 
 
+def _hash_detector(url: str) -> str:
+    if not exists(url):
+        raise ConfigError(f"clip_score: there is no text detector at {url!r}.")
+    return sha256_of_file(url)
+
+
 def load(options: Options) -> TwoStepScore:
-    """Return the scoring function with the model open on its device."""
+    """Return the scoring function with the model, and the text detector, open on its device."""
     import torch
 
     device = torch.device(pick_device(options.device))
-    scorer = Scorer(open_model(options.model, device=device), device, options.batch_size)
+    scorer = Scorer(open_model(options.model, device=device), device, options.batch_size, _pick_view(options, device))
     return TwoStepScore(prepare=scorer.prepare, finish=scorer.finish, item_bytes=scorer.measure_item())
+
+
+def _pick_view(options: Options, device: "torch.device") -> "View":
+    """Return what opens an image the way the model is to see it."""
+    from PIL import ImageOps
+
+    if options.view == "flipped":
+        return lambda content: ImageOps.mirror(open_image(content))
+    if options.detector:
+        find_text = open_detector(options.detector, device)
+        return lambda content: erase_text(find_text, decode_image(content))
+    return open_image
 
 
 class Pair(NamedTuple):
@@ -111,8 +151,8 @@ class Lost(NamedTuple):
 class Scorer:
     """An open model on its device; `batch_size` falls when a GPU turns out to be too small for it."""
 
-    def __init__(self, clip: OpenedClip, device: "torch.device", batch_size: int) -> None:
-        self.clip, self.device, self.batch_size = clip, device, batch_size
+    def __init__(self, clip: OpenedClip, device: "torch.device", batch_size: int, view: "View | None" = None) -> None:
+        self.clip, self.device, self.batch_size, self.view = clip, device, batch_size, view or open_image
         self.shape, self.scale = split_transform(clip.eval_transform)
 
     def measure_item(self) -> int:
@@ -135,9 +175,9 @@ class Scorer:
         if image is None:
             return Lost(error or REASON_UNREADABLE_IMAGE, "the tar has no image for this row")
         try:
-            return Pair(np.asarray(self.shape(open_image(image))), token_L)  # it makes RGB itself, after resizing
-        except UnreadableImage as unreadable:
-            return Lost(unreadable.reason, str(unreadable))
+            return Pair(np.asarray(self.shape(self.view(image))), token_L)  # it makes RGB itself, after resizing
+        except (UnreadableImage, DetectorFailed) as lost:
+            return Lost(lost.reason, str(lost))
         except MemoryError:
             raise
         except Exception as problem:  # the transform cannot take this mode or shape

@@ -52,6 +52,7 @@ def build(name: str, options: Options) -> Filter:
         load=partial(load, options, hashes),
         vectors=(options.embedding,),
         runs_on_device=True,
+        target_aware=True,
     )
 
 

@@ -1,7 +1,7 @@
 """Recipes: the choices of all stages in one YAML file, checked field by field.  Built-in ones are in recipes/."""
 
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +9,10 @@ from typing import Any, Literal
 import yaml
 
 from eval38.config import EvalConfig
+from jobs.fit_kinds import FIT_KINDS, AnyFit, find_kind, read_fit
 from pipeline.config import config, override, read_config, read_yaml
 from pipeline.errors import ConfigError, check_file_name, check_name
 from pipeline.kmeans import FitConfig
-from pipeline.schemas import CENTROIDS, TARGETS
 from pipeline.select import Step, expand_uses
 from pipeline.shards import ShardConfig
 from pipeline.storage import exists, join
@@ -20,9 +20,10 @@ from training.config import NO_AUGMENT, Augment, FineTune, TrainConfig, follow
 
 NETWORK_PREFIX = "network:"
 """`model: network:dfn` in a score entry names a filter network of the same recipe."""
+TRAIN_RECIPE = "recipe"
+"""`recipe: datacomp-small` in the train block takes that built-in recipe's; other fields of the block go before it."""
 FIT = "fit"
-"""`fit: in1k` in a score entry names a fit of the same recipe: its centroids and targets, and FIT_OPTIONS."""
-FIT_OPTIONS = ("embedding", "assign")
+"""`fit: in1k` in a score entry names a fit of the same recipe: the files that it makes, and options that it decides."""
 
 
 @config
@@ -53,8 +54,9 @@ class Recipe:
     """Paper and section, or what the recipe is for."""
     networks: dict[str, Network] = field(default_factory=dict)
     """Filter networks to train first, by name."""
-    fit: dict[str, FitConfig] = field(default_factory=dict)
-    """Clusters to find in stored embeddings, by name; `winnow fit` makes them, image_cluster filters read them."""
+    fit: dict[str, AnyFit] = field(default_factory=dict)
+    """What to find in stored embeddings of the whole pool, by name: {kind: KIND (kmeans by default), option: value};
+    `winnow fit` makes them in this order, filters read them (jobs/fit_kinds.py)."""
     score: list[dict[str, Any]] = field(default_factory=list)
     """Filters in order: {filter: KIND, name: NAME, option: value}; `winnow filters` lists them."""
     subsets: dict[str, list[Step]] = field(default_factory=dict)
@@ -86,14 +88,33 @@ def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
         builtin = builtin_recipes()
         check_name(name, builtin, kind="recipe")
         values = {"name": name} | builtin[name]
-    recipe = read_config(Recipe, override(values, overrides), where="recipe")
+    values = override(values, overrides)
+    if isinstance(values.get("train"), Mapping):
+        values["train"] = follow_train(values["train"])
+    if isinstance(values.get(FIT), Mapping):
+        values[FIT] = {name: read_fit(name, fit) for name, fit in values[FIT].items()}
+    recipe = read_config(Recipe, values, where="recipe")
     check_names(recipe)
     score = [follow_fit(entry, recipe.fit) for entry in recipe.score]
     return replace(recipe, subsets=expand_uses(recipe.subsets), score=score)
 
 
+def follow_train(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a train block with the fields of the built-in recipe that its `recipe` names, where it has none itself.
+
+    `recipe: datacomp-small` means train-datacomp-small.yaml.  Raises ConfigError (did you mean) for an unknown one.
+    """
+    own = dict(train)
+    if TRAIN_RECIPE not in own:
+        return own
+    known = {name.removeprefix("train-"): recipe for name, recipe in builtin_recipes().items() if "train-" in name}
+    name = str(own.pop(TRAIN_RECIPE))
+    check_name(name, known, kind="train recipe")
+    return {**known[name]["train"], **own}
+
+
 def check_names(recipe: Recipe) -> None:
-    """Raise ConfigError when a score entry names a network that is not trained, or a name cannot name a folder."""
+    """Raise ConfigError when a score entry names a network or fit that there is not, or a name cannot name a folder."""
     for kind, names in (("network", recipe.networks), ("fit", recipe.fit), ("subset", recipe.subsets)):
         for name in names:
             check_file_name(name, kind=kind)
@@ -105,25 +126,35 @@ def check_names(recipe: Recipe) -> None:
             check_name(str(entry[FIT]), recipe.fit, kind="fit")
 
 
-def follow_fit(entry: dict[str, Any], fits: Mapping[str, FitConfig]) -> dict[str, Any]:
-    """Return a score entry with the embedding and rule of the fit that it names, if it names one.
+def follow_fit(entry: dict[str, Any], fits: Mapping[str, AnyFit]) -> dict[str, Any]:
+    """Return a score entry with the options that the fit it names decides, if it names one.
 
-    Raises ConfigError when it has others, or the fit finds no targets: its clusters would be read in another sense.
+    Raises ConfigError when it says otherwise, its filter reads another kind of fit, or the fit finds no targets.
     """
     if FIT not in entry:
         return entry
     name = str(entry[FIT])
     config = fits[name]
-    if not config.targets and "targets" not in entry:
+    kind = FIT_KINDS[config.kind]
+    if entry.get("filter") != kind.filter:
+        raise ConfigError(
+            f"score entry {entry!r}: fit {name!r} is of kind {config.kind!r}, for filter {kind.filter!r}."
+        )
+    if isinstance(config, FitConfig) and not config.targets and "targets" not in entry:
         raise ConfigError(f"score entry {entry!r} needs the targets of fit {name!r}. Say fit.{name}.targets=PATH.")
-    for option in FIT_OPTIONS:
+    for option in kind.options:
         value = getattr(config, option)
         if entry.get(option, value) != value:
             raise ConfigError(
                 f"score entry {entry!r} has {option} {entry[option]!r}, and fit {name!r} has {value!r}. "
                 f"Leave it out of the entry, or set fit.{name}.{option}."
             )
-    return entry | {option: getattr(config, option) for option in FIT_OPTIONS}
+    return entry | {option: getattr(config, option) for option in kind.options}
+
+
+def list_ready(entries: Sequence[dict[str, Any]], fitted: Collection[str]) -> list[dict[str, Any]]:
+    """Return the score entries without a fit, and those whose fit is one of `fitted`."""
+    return [entry for entry in entries if FIT not in entry or entry[FIT] in fitted]
 
 
 def place_entry(entry: dict[str, Any], *, networks: str | None = None, fits: str | None = None) -> dict[str, Any]:
@@ -141,7 +172,8 @@ def place_entry(entry: dict[str, Any], *, networks: str | None = None, fits: str
     if FIT in entry:
         if fits is None:
             raise ConfigError(f"score entry {entry!r} needs what `winnow fit` makes. Say where that is with --fits.")
-        files = {"centroids": join(fits, entry[FIT], CENTROIDS), "targets": join(fits, entry[FIT], TARGETS)}
+        kind = find_kind(str(entry.get("filter")))
+        files = {option: join(fits, str(entry[FIT]), file) for option, file in kind.files.items()}
         entry = files | {name: value for name, value in entry.items() if name != FIT}
     return entry
 

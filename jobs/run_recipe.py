@@ -6,20 +6,22 @@ RUN/eval/<subset>  RUN/report.html
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from eval38.evaluate import evaluate
 from eval38.table import format_comparison
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
-from jobs.recipes import FIT, Recipe, load_recipe, place_entry
-from jobs.stage_fit import check_files, run_fit
+from jobs.recipes import FIT, Recipe, list_ready, load_recipe, place_entry
+from jobs.stage_fit import check_files, list_inputs, run_fit
 from jobs.stage_networks import run_network
 from jobs.stage_score import run_score
 from jobs.stage_select import run_select
 from jobs.stage_shards import run_shards
 from jobs.stages import FITS_FOLDER, RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
 from pipeline.config import as_mapping
-from pipeline.errors import ConfigError, StageError, check_name
+from pipeline.errors import ConfigError, PoolError, StageError, check_name
 from pipeline.filesystem import find_place
 from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, read_manifest
@@ -57,7 +59,7 @@ def run_recipe(
     if fresh and exists(out) and not exists(join(out, RECIPE)):
         raise StageError(f"{out!r} was not made by `winnow run` (it has no {RECIPE}), so --fresh deletes nothing.")
     if fresh:
-        of_fits = [place for config in recipe.fit.values() for place in (config.centroids, config.targets)]
+        of_fits = [place for config in recipe.fit.values() for place in list_inputs(config).values()]
         _keep_inputs(out, [place for place in (pool, clean, eval_data, *of_fits) if place])
     stages = STAGES[: STAGES.index(until) + 1]
     for name, config in recipe.fit.items():
@@ -109,17 +111,25 @@ def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str) ->
 def curate(
     recipe: Recipe, *, pool: str, out: str, master: str | None, stages: Sequence[str], tasks_per_gpu: int = 1
 ) -> None:
-    """Score, select and write shards on one Spark session."""
-    fits, scores, subsets = (join(out, name) for name in (FITS_FOLDER, SCORES_FOLDER, SUBSETS_FOLDER))
-    entries = [place_entry(entry, networks=join(out, "networks"), fits=fits) for entry in recipe.score]
+    """Fit, score, select and write shards on one Spark session.
+
+    A fit may read the scores of filters without a fit, and of those whose fit stands before it in the recipe.
+    """
+    scores, subsets = (join(out, name) for name in (SCORES_FOLDER, SUBSETS_FOLDER))
+    places = {"networks": join(out, "networks"), "fits": join(out, FITS_FOLDER)}
     with lazy_session(master, name=f"winnow {recipe.name}") as start:
-        if recipe.fit and (first := [done for done, e in zip(entries, recipe.score, strict=True) if FIT not in e]):
-            with timed(out, "score", "before fit"):
-                run_score(start, pool, first, scores, tasks_per_gpu=tasks_per_gpu)
-        for name, config in recipe.fit.items():
-            with timed(out, "fit", name):
-                run_fit(start, config, join(fits, name), pool=pool, scores=scores if first else None)
+        ready: list[dict[str, Any]] = []
+        for number, (name, config) in enumerate(recipe.fit.items()):
+            before = ready
+            ready = list_ready(recipe.score, list(recipe.fit)[:number])
+            if len(ready) > len(before):
+                with timed(out, "score", f"before fit {name}"):
+                    entries = [place_entry(entry, **places) for entry in ready]
+                    run_score(start, pool, entries, scores, tasks_per_gpu=tasks_per_gpu)
+            with timed(out, "fit", name), naming_those_that_wait(name, recipe.score, ready):
+                run_fit(start, config, join(places["fits"], name), pool=pool, scores=scores if ready else None)
         with timed(out, "score"):
+            entries = [place_entry(entry, **places) for entry in recipe.score]
             run_score(start, pool, entries, scores, tasks_per_gpu=tasks_per_gpu)
         for name, steps in recipe.subsets.items() if "select" in stages else ():
             with timed(out, "select", name):
@@ -128,6 +138,24 @@ def curate(
             with timed(out, "shards", name):
                 subset = join(subsets, name + SUBSET_SUFFIX)
                 run_shards(start, pool, subset, recipe.shards, join(out, SHARDS_FOLDER, name), scores=scores)
+
+
+@contextmanager
+def naming_those_that_wait(
+    fit: str, entries: Sequence[Mapping[str, Any]], ready: Sequence[Mapping[str, Any]]
+) -> Iterator[None]:
+    """Say more where a ConfigError or PoolError of a fit is about a column of a filter that waits for a fit itself."""
+    waiting = {str(entry.get("name", entry["filter"])): entry[FIT] for entry in entries if entry not in ready}
+    try:
+        yield
+    except (ConfigError, PoolError) as error:
+        blocked = [name for name in waiting if f"'{name}_" in str(error)]
+        if not blocked:
+            raise
+        raise type(error)(
+            f"{error} Filter {blocked[0]!r} waits for fit {waiting[blocked[0]]!r}, which is not made before fit "
+            f"{fit!r}. Put it before that one in the recipe; a fit that waits for itself cannot be made."
+        ) from None
 
 
 def train_subsets(recipe: Recipe, out: str) -> None:

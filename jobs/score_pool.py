@@ -4,11 +4,12 @@ import sys
 from collections.abc import Sequence
 
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
-from jobs.recipes import FIT, load_recipe, place_entry
+from jobs.recipes import list_ready, load_recipe, place_entry
 from jobs.stage_score import run_score
 from pipeline.errors import ConfigError
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.spark_session import lazy_session
+from pipeline.storage import join
 
 EXAMPLE = """  winnow score datacomp-basic --pool pool --out scores
   winnow score my.yaml --pool 's3://bucket/pool/{00000000..00000099}.tar' --out s3://bucket/scores --master yarn
@@ -22,13 +23,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_recipe(parser)
     parser.add_argument("--pool", required=True, help="candidate pool: folder, glob, brace range, a::b")
     parser.add_argument("--out", required=True, help="scores folder")
-    parser.add_argument("--fits", help="folder of `winnow fit`, for filters that need one; without it they wait")
+    parser.add_argument("--fits", help="folder of `winnow fit`, for filters that need one; without their fit they wait")
     add_fresh(parser)
     add_spark(parser)
     add_tasks_per_gpu(parser)
     args = parser.parse_args(argv)
     recipe = load_recipe(*split_words(args.words))
-    entries = [place_entry(entry, fits=args.fits) for entry in recipe.score if args.fits or FIT not in entry]
+    fitted = [name for name in recipe.fit if args.fits and read_manifest(join(args.fits, name))]
+    entries = [place_entry(entry, fits=args.fits) for entry in list_ready(recipe.score, fitted)]
     if recipe.score and not entries:
         raise ConfigError(
             f"every filter of recipe {recipe.name!r} needs a fit. Run `winnow fit` with --out FITS, "

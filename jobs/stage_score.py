@@ -35,9 +35,10 @@ from pipeline.storage import (
     write_bytes,
 )
 from pipeline.stored import find_array_readers, find_makers
+from pipeline.target_aware import TARGET_AWARE, list_target_aware
 
 log = logging.getLogger("winnow")
-FILE_OPTIONS = frozenset({"model", "centroids", "targets"})
+FILE_OPTIONS = frozenset({"model", "centroids", "targets", "detector", "table", "weights"})
 """Options of filters that may name a file."""
 NO_SCORES = "{!r} holds no finished scores to retry. `winnow score` goes on where it stopped."
 
@@ -141,7 +142,10 @@ def _find_more(out: str, wanted: Manifest) -> Manifest | None:
 
 def _describe_filters(filters: Sequence[Filter]) -> dict[str, Any]:
     """Return what decides the scores, but for the pool."""
-    return {"filters": {f.name: _describe_filter(f) for f in filters}}
+    aware = list_target_aware(filters)
+    return {
+        "filters": {f.name: _describe_filter(f) | ({TARGET_AWARE: True} if f.name in aware else {}) for f in filters}
+    }
 
 
 def _describe_filter(filter: Filter) -> dict[str, Any]:
@@ -168,8 +172,14 @@ def _place_option(name: str, value: Any) -> Any:
     """Return a filter's option with the path in it, if it has one, absolute: a retry may start anywhere."""
     if name not in FILE_OPTIONS or not isinstance(value, str):
         return value
-    architecture, at, path = value.rpartition("@") if name == "model" else ("", "", value)
-    return f"{architecture}{at}{Path(path).absolute()}" if is_local(path) and exists(path) else value
+    if name != "model":
+        return "::".join(_make_absolute(path) for path in value.split("::"))
+    architecture, at, path = value.rpartition("@")
+    return architecture + at + _make_absolute(path)
+
+
+def _make_absolute(path: str) -> str:
+    return str(Path(path).absolute()) if is_local(path) and exists(path) else path
 
 
 def _sweep(out: str, filters: Sequence[Filter]) -> None:

@@ -33,14 +33,29 @@ The map, in the order data flows:
     spans.py          where each row's bytes stand in its tar
     retry.py          failed rows -> scored again, and nothing else
     embeddings.py     stored embeddings -> matrices
+    gather.py         embeddings of many parts -> one mapped matrix, in the order of uids
     kmeans.py         embeddings -> centroids, by faiss
+    semdedup.py       how near a row is to an earlier one of its cluster
+    norm_sim_d.py     which rows are left when the least typical go, round by round
+    probe.py          positives and a pool -> a linear classifier
+    uid_table.py      what a fit found for each uid, and looking it up
     nearest.py        embeddings -> their clusters; which clusters are targets
 
     select.py         the algebra: what a recipe's steps may say
+    select_rules.py   what rows are ordered by; the rules that look at all rows together
     select_radix.py   exact global thresholds by counting
+    select_bounds.py  the same for many groups of rows at once
     select_draw.py    rows by chance, from their uids
+    select_scores.py  a score as a step reads it: a column, or a mixture
     select_table.py   score files zipped by position; which rows still pass, and their copies
-    select_steps.py   the passes: accounts, thresholds, kept uids
+    select_source.py  stored scores, and sums over them
+    select_steps.py   the steps in order: accounts, thresholds, kept uids
+    select_cuts.py    `top`, `at_least`, `sample`
+    select_mix.py     how a mixture is normalised, by exact sums
+    select_quota.py   `quota`: so many rows of each cluster
+    select_balance.py `balance`: a coin per caption entry
+    select_caps.py    `soft_cap`, `hard_cap`: what is held, the copies that are written
+    select_race.py    weighted draws as races of hashes
     select_sql.py     `where` steps, by Spark
     select_sets.py    branches combined: union, intersect, minus, add
     select_explain.py what the steps did, as a tree

@@ -4,7 +4,7 @@ With images, batches come in the tar's order, for a tar is read from one end to 
 in the pool's order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -18,7 +18,9 @@ from pipeline.schemas import (
     KEY,
     REASON_MISSING_IMAGE,
     REASON_TRUNCATED_TAR,
+    ROW,
     START,
+    UID,
 )
 from pipeline.storage import read_ranges
 from pipeline.tars import BrokenTar, read_rows, unpack_row
@@ -59,6 +61,15 @@ def read_batches(part: Part, rows: PartRows, *, images: bool) -> Iterator[pa.Rec
     waiting += [_Found(row, None, why, None, None) for row in _rows_left(rows.table, place)]
     for start in range(0, len(waiting), BATCH_ROWS):
         yield _make_batch(rows.table, waiting[start : start + BATCH_ROWS])
+
+
+def read_whole(rows: PartRows, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
+    """Yield all rows of a part in one batch, in the pool's order: ROW, UID, KEY and those of `columns` that it has.
+
+    An empty part gives no batch.
+    """
+    wanted = [name for name in rows.table.column_names if name in {ROW, UID, KEY, *columns}]
+    yield from rows.table.select(wanted).combine_chunks().to_batches()
 
 
 def read_chosen(

@@ -5,8 +5,9 @@ A model is named by one string:
     ViT-B-32                   an architecture, fresh weights (any open_clip name, ViTamin included, or a winnow-* one)
     ViT-B-32/openai            an architecture with an open_clip pretrained tag (downloaded and cached by open_clip)
     ViT-B-32@/path/weights.pt  an architecture with a checkpoint file
-    hf-hub:org/name            a Hugging Face hub model in open_clip's layout
-    /path/to/run               a run directory that training wrote
+    hf-hub:org/name            a Hugging Face hub model in open_clip's layout; one of released.py also as org/name
+    timm:volo_d1_224           any timm backbone as image tower, fresh weights (timm_towers.py)
+    /path/to/run               a run directory that training wrote, or a folder with a hub model's files
 
 Weights are read with torch.load(weights_only=True) or safetensors, never unpickled.
 """
@@ -17,15 +18,17 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.devices import find_seat
 from pipeline.errors import ConfigError, ModelError, check_name
+from pipeline.released import RELEASED, find_released
 from pipeline.schemas import CHECKPOINT, RUN_MODEL
-from pipeline.storage import exists, is_folder, join, read_bytes, sha256_of_file
+from pipeline.storage import exists, is_folder, is_local, join, read_bytes, sha256_of_file
+from pipeline.timm_towers import TIMM_PREFIX, describe_timm
 from pipeline.tokens import speed_up
 
 if TYPE_CHECKING:
@@ -36,6 +39,13 @@ AUTO = "auto"
 CONFIGS = "clip_models"
 """Folder of winnow's own tiny architectures, in open_clip's config format."""
 HUB_PREFIX = "hf-hub:"
+FOLDER_PREFIX = "local-dir:"
+"""open_clip's word for a folder with a hub model's config."""
+HUB_CONFIG = "open_clip_config.json"
+HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""What a hub model's weights are called; the first that is there."""
+HUB_CACHE_FOLDER = "models--"
+"""Begins the folder of a model in the hub's cache: models--org--name/snapshots/REVISION."""
 QUICK_GELU = "-quickgelu"
 """Ends the names of architectures whose activation is QuickGELU."""
 MISFITS = ("size mismatch", "Missing key", "Unexpected key", "pos_embed width changed")
@@ -47,9 +57,23 @@ class ClipSource:
     """A model string taken apart; nothing is opened or downloaded yet."""
 
     architecture: str
-    """open_clip model name, or hf-hub:org/name."""
+    """open_clip model name, hf-hub:org/name, or local-dir:FOLDER."""
     weights: str | None = None
     """Checkpoint file or open_clip pretrained tag; None for fresh or hub weights."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What open_clip's create_model must be told as well, as a run directory names it."""
+
+    @property
+    def brings_config(self) -> bool:
+        """Whether architecture and preprocessing come with the weights, and no name of open_clip's stands for them."""
+        return self.architecture.startswith((HUB_PREFIX, FOLDER_PREFIX))
+
+    @property
+    def name(self) -> str:
+        """The architecture without a place: of a folder, the hash of its config."""
+        if not self.architecture.startswith(FOLDER_PREFIX):
+            return self.architecture
+        return "config:" + sha256_of_file(join(self.architecture.removeprefix(FOLDER_PREFIX), HUB_CONFIG))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +99,9 @@ def find_clip(model: str) -> ClipSource:
     if model.startswith(HUB_PREFIX):
         return ClipSource(model)
     if is_folder(model):
-        return _find_in_run(model)
+        return _find_in_folder(model)
+    if find_released(model):
+        return ClipSource(HUB_PREFIX + model)
     architecture, at, path = model.partition("@")
     if at:
         _check_architecture(architecture)
@@ -85,7 +111,8 @@ def find_clip(model: str) -> ClipSource:
     architecture, slash, tag = model.partition("/")
     if slash and architecture not in list_architectures():
         raise ModelError(
-            f"model {model!r} is neither a run directory that exists nor ARCHITECTURE/TAG (see `winnow doctor`)."
+            f"model {model!r} is neither a folder that exists nor ARCHITECTURE/TAG (see `winnow doctor`), and no "
+            f"released network is called that (see `winnow dfn list`). Any other hub model is {HUB_PREFIX}ORG/NAME."
         )
     _check_architecture(architecture)
     if slash:
@@ -111,19 +138,59 @@ def _match_activation(architecture: str, tag: str) -> str:
     return architecture + QUICK_GELU
 
 
-def _find_in_run(folder: str) -> ClipSource:
+def _find_in_folder(folder: str) -> ClipSource:
     url = join(folder, RUN_MODEL)
+    if not exists(url) and exists(join(folder, HUB_CONFIG)):
+        return _find_hub_files(folder)
     if not exists(url):
         raise ModelError(
             f"{folder!r} is not a finished run: it has no {RUN_MODEL}. Train it to the end, or name ARCHITECTURE@FILE."
         )
     try:
-        return ClipSource(json.loads(read_bytes(url))["architecture"], join(folder, CHECKPOINT))
+        trained = json.loads(read_bytes(url))
+        _check_architecture(trained["architecture"])
+        return ClipSource(trained["architecture"], join(folder, CHECKPOINT), trained.get("settings", {}))
     except (ValueError, KeyError, TypeError):
         raise ModelError(f"{url} does not say which architecture was trained.") from None
 
 
+def _find_hub_files(folder: str) -> ClipSource:
+    """Return the source in a folder of a hub model's files; transformers' weights may lie beside and do not count."""
+    if not is_local(folder):
+        raise ModelError(f"open_clip reads a hub model's files from a local folder only: copy {folder!r} to one.")
+    for name in HUB_WEIGHTS:
+        if exists(join(folder, name)):
+            return ClipSource(FOLDER_PREFIX + folder, join(folder, name))
+    raise ModelError(f"{folder!r} has {HUB_CONFIG}, but neither {' nor '.join(HUB_WEIGHTS)}. Download one to it.")
+
+
+def find_hub_id(model: str) -> str | None:
+    """Return the hub id org/name that a model string stands for, None for a run or a checkpoint file.
+
+    Of a folder with a hub model's files it goes by the folder's name: that of the hub's cache, or a released network's.
+    """
+    source = find_clip(model)
+    if source.architecture.startswith(HUB_PREFIX):
+        return source.architecture.removeprefix(HUB_PREFIX)
+    if source.architecture.startswith(FOLDER_PREFIX):
+        return _guess_hub_id(str(Path(model).absolute()))
+    if source.weights is None or exists(source.weights):
+        return None
+    place: str = _open_clip().get_pretrained_cfg(source.architecture, source.weights).get("hf_hub") or ""
+    return "/".join(place.split("/")[:2]) or None
+
+
+def _guess_hub_id(path: str) -> str | None:
+    names = path.split("/")
+    for name in names:
+        if name.startswith(HUB_CACHE_FOLDER):
+            return name.removeprefix(HUB_CACHE_FOLDER).replace("--", "/", 1)
+    return next((row.hub for row in RELEASED if row.hub.split("/")[1] == names[-1]), None)
+
+
 def _check_architecture(name: str) -> None:
+    if name.startswith(TIMM_PREFIX):
+        return _teach(_open_clip(), {f"{name}.json": json.dumps(describe_timm(name)).encode()})
     try:
         check_name(name, list_architectures(), kind="model architecture")
     except ConfigError as error:
@@ -137,6 +204,11 @@ def list_architectures() -> tuple[str, ...]:
     return tuple(_open_clip().list_models())
 
 
+def list_pretrained() -> list[str]:
+    """Return every ARCHITECTURE/TAG that open_clip knows."""
+    return [f"{architecture}/{tag}" for architecture, tag in _open_clip().list_pretrained()]
+
+
 @functools.cache
 def _open_clip() -> Any:
     """Import open_clip and teach it winnow's tiny architectures."""
@@ -145,11 +217,23 @@ def _open_clip() -> Any:
         import open_clip
     import pipeline.tiny_vitamin  # noqa: F401  (registers the timm model that winnow-vitamin-tiny names)
 
-    with tempfile.TemporaryDirectory() as folder:  # the package may be inside a code.zip on an executor
-        for config in importlib.resources.files("pipeline").joinpath(CONFIGS).iterdir():
-            (Path(folder) / config.name).write_bytes(config.read_bytes())
-        open_clip.add_model_config(folder)
+    files = importlib.resources.files("pipeline").joinpath(CONFIGS).iterdir()
+    _teach(open_clip, {config.name: config.read_bytes() for config in files})
     return open_clip
+
+
+def _teach(open_clip: Any, configs: Mapping[str, bytes]) -> None:
+    """Make architectures known to open_clip, which reads them from files, by file name."""
+    with tempfile.TemporaryDirectory() as folder:  # the package may be inside a code.zip on an executor
+        for name, content in configs.items():
+            (Path(folder) / name).write_bytes(content)
+        open_clip.add_model_config(folder)
+
+
+def describe_architecture(name: str) -> dict[str, Any]:
+    """Return open_clip's config of a known architecture: embed_dim, vision_cfg, text_cfg."""
+    _check_architecture(name)
+    return dict(_open_clip().get_model_config(name))
 
 
 def sha256_of_model(model: str) -> str | None:
@@ -160,18 +244,40 @@ def sha256_of_model(model: str) -> str | None:
 
 
 def fetch_weights(source: ClipSource) -> str | None:
-    """Return a local path of the weights; those named by tag or hub id come through open_clip's download cache."""
+    """Return a local path of the weights; those named by tag or hub id come through open_clip's download cache.
+
+    Raises ModelError, with what to download and where to put it, when they are not there and cannot be fetched.
+    """
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 
-    if source.architecture.startswith(HUB_PREFIX):
-        return str(download_pretrained_from_hf(source.architecture[len(HUB_PREFIX) :]))
-    if source.weights is None or exists(source.weights):
+    is_hub = source.architecture.startswith(HUB_PREFIX)
+    if not is_hub and (source.weights is None or exists(source.weights)):
         return source.weights
-    return str(download_pretrained(get_pretrained_cfg(source.architecture, source.weights)))
+    try:
+        if is_hub:
+            return str(download_pretrained_from_hf(source.architecture.removeprefix(HUB_PREFIX)))
+        return str(download_pretrained(get_pretrained_cfg(source.architecture, str(source.weights))))
+    except Exception as error:
+        raise ModelError(_why_not_fetched(source, error)) from error
 
 
-def open_model(model: str, *, device: "str | torch.device" = "cpu") -> OpenedClip:
+def _why_not_fetched(source: ClipSource, error: Exception) -> str:
+    model = source.architecture if source.weights is None else f"{source.architecture}/{source.weights}"
+    hub = find_hub_id(model)
+    remedy = f"download it where there is a network, copy it here and name it: {source.architecture}@FILE"
+    if hub:
+        files = f"{HUB_CONFIG} and {' or '.join(HUB_WEIGHTS)}"
+        remedy = (
+            f"where there is a network say `hf download {hub} --local-dir FOLDER`, copy FOLDER here ({files} are what "
+            "is needed), and name FOLDER as the model; or fill the hub's cache (HF_HOME)"
+        )
+    return f"model {model!r} is not on this machine and cannot be fetched ({_first_words(error)}): {remedy}."
+
+
+def open_model(model: str, *, device: "str | torch.device" = "cpu", **settings: Any) -> OpenedClip:
     """Return the named model in eval mode, float32, on `device`, with its transforms and tokenizer.
+
+    `settings` are more arguments of open_clip's create_model, such as init_logit_bias.
 
     Raises ModelError when a checkpoint does not fit the architecture or cannot be read safely.
     """
@@ -180,14 +286,27 @@ def open_model(model: str, *, device: "str | torch.device" = "cpu") -> OpenedCli
     try:
         with warnings.catch_warnings(), _QuietLogging():
             warnings.simplefilter("ignore")
-            module, train_transform, eval_transform = open_clip.create_model_and_transforms(
-                source.architecture, pretrained=source.weights, device=device
-            )
+            module, train_transform, eval_transform = _create(source, device, dict(source.settings) | settings)
             tokenize = speed_up(open_clip.get_tokenizer(source.architecture))
     except Exception as error:
         raise ModelError(_why_not_opened(model, source, error)) from error
     module.eval()
     return OpenedClip(module, train_transform, eval_transform, tokenize, _measure_embed_dim(module, tokenize))
+
+
+def _create(source: ClipSource, device: "str | torch.device", settings: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Return module and both transforms, as open_clip makes them."""
+    open_clip = _open_clip()
+    if not source.architecture.startswith(FOLDER_PREFIX):
+        made = open_clip.create_model_and_transforms(
+            source.architecture, pretrained=source.weights, device=device, **settings
+        )
+    else:  # open_clip would take transformers' weights where both lie in the folder
+        made = open_clip.create_model_and_transforms(
+            source.architecture, device=device, load_weights=False, pretrained_text=False, **settings
+        )
+        open_clip.load_checkpoint(made[0], source.weights)
+    return tuple(made)
 
 
 def _measure_embed_dim(module: Any, tokenize: Any) -> int:
@@ -245,17 +364,16 @@ def _scale_pixels(mean: tuple[float, ...], std: tuple[float, ...], pixel_NHW3: "
 
 
 def embed_dim_of(model: str) -> int:
-    """Return the width of a model's embeddings; a hub model is opened to learn it."""
+    """Return the width of a model's embeddings.  Raises ModelError when a hub model's config cannot be fetched."""
     source = find_clip(model)
-    open_clip = _open_clip()
-    settings = open_clip.get_model_config(source.architecture)
-    if settings is None:  # a hub model carries its own config
-        return open_model(model).embed_dim
-    return int(settings["embed_dim"])
+    try:
+        return int(_open_clip().get_model_config(source.architecture)["embed_dim"])
+    except OSError as error:
+        raise ModelError(_why_not_fetched(source, error)) from error
 
 
 def _why_not_opened(model: str, source: ClipSource, error: Exception) -> str:
-    first_lines = " ".join(str(error).split())[:400]
+    first_lines = _first_words(error)
     if source.weights and any(sign in str(error) for sign in MISFITS):
         return (
             f"checkpoint {source.weights!r} is not a {source.architecture}: {first_lines}. "
@@ -264,6 +382,10 @@ def _why_not_opened(model: str, source: ClipSource, error: Exception) -> str:
     if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
         return f"checkpoint {source.weights!r} holds more than tensors and is not opened, for safety: {first_lines}"
     return f"model {model!r} could not be opened: {type(error).__name__}: {first_lines}"
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 class _QuietLogging:

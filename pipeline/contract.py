@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import PoolError, StageError
 from pipeline.manifest import hash_json
-from pipeline.schemas import FORMAT_VERSION
+from pipeline.schemas import FORMAT_VERSION, IMAGE
 
 
 class Failure(NamedTuple):
@@ -73,6 +73,14 @@ class Filter:
     """Those of `needs` that hold embeddings; they may also lie in the npz beside a part's parquet (stored.py)."""
     runs_on_device: bool = False
     """Whether its model runs on the device that a task is given (pipeline/devices.py): a GPU, where there is one."""
+    target_aware: bool = False
+    """Whether it reads train data of evaluation tasks (target_aware.py): a mark, which decides no value."""
+    whole_part: bool = False
+    """Whether a row's scores depend on the other rows of its part: it gets all of them in one batch, without images."""
+
+    def __post_init__(self) -> None:
+        if self.whole_part and IMAGE in self.needs:
+            raise StageError(f"filter {self.name!r} needs a whole part and its images, which no memory holds.")
 
     @property
     def identity(self) -> str:

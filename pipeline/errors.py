@@ -6,6 +6,7 @@ WinnowError
 ├── ModelError (ValueError)    a checkpoint or model name cannot be used         exit 1
 ├── EvalError (ValueError)     an evaluation set is broken                       exit 1
 └── StageError (RuntimeError)  a stage could not finish, or its accounts differ  exit 1
+    └── Stopped                SIGTERM ended it; saved, the same command goes on  exit 143
 """
 
 import difflib
@@ -39,6 +40,13 @@ class EvalError(WinnowError, ValueError):
 
 class StageError(WinnowError, RuntimeError):
     """A stage stopped, or could not account for every row."""
+
+
+class Stopped(StageError):
+    """A scheduler asked the process to end, and what was done is saved."""
+
+    exit_code = 143
+    """128 + SIGTERM, as shells and schedulers have it."""
 
 
 def check_name(name: str, known: Iterable[str], *, kind: str) -> None:

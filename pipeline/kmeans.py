@@ -7,17 +7,17 @@ row twice.  The same sample in the same order gives the same bytes on one machin
 updates each centroid in one thread, in the order of the rows.
 """
 
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from pipeline.config import config
 from pipeline.embeddings import find_whole
-from pipeline.errors import ConfigError, PoolError
+from pipeline.errors import ConfigError
+from pipeline.gather import Batches, spool
 from pipeline.manifest import Counts
 from pipeline.nearest import Rule, assign, place_centroids
 from pipeline.schemas import REASON_MISSING_EMBEDDING
@@ -33,6 +33,7 @@ NOT_SAMPLED = "sample"
 class FitConfig:
     """How centroids are found, and which of them are targets."""
 
+    kind: Literal["kmeans"] = "kmeans"
     embedding: str
     """Column that is clustered: a key of the pool's npz such as l14_img, or a score such as clip_img."""
     rows: list[Step] = field(default_factory=list)
@@ -78,11 +79,12 @@ class Fit(NamedTuple):
     """Embeddings that faiss looked at; max_points_per_centroid may leave some out."""
 
 
-def fit_centroids(sample_ND: np.ndarray, config: FitConfig) -> Fit:
+def fit_centroids(sample_ND: np.ndarray, config: FitConfig, *, spherical: bool = False) -> Fit:
     """Return the centroids of a float16 or float32 matrix of finite numbers, on every GPU that faiss sees, else on CPU.
 
     float16 rows are widened 32,768 at a time, so beside the sample itself (which may be mapped from disk, and is read
     from end to end once per iteration) memory holds the centroids a few times and an id and a distance per row.
+    `spherical` is for rows of length 1: nearest is the largest dot product, and centroids are brought to length 1.
     Raises ConfigError for fewer rows than clusters.
     """
     if len(sample_ND) < config.clusters:
@@ -91,17 +93,18 @@ def fit_centroids(sample_ND: np.ndarray, config: FitConfig) -> Fit:
             "Set fit's `clusters` lower or `sample` higher."
         )
     fit = fit_two_level if config.levels == 2 else _train
-    return fit(sample_ND, config.clusters, config)
+    return fit(sample_ND, config.clusters, config, spherical)
 
 
-def _train(sample_ND: np.ndarray, num_clusters: int, config: FitConfig) -> Fit:
+def _train(sample_ND: np.ndarray, num_clusters: int, config: FitConfig, spherical: bool) -> Fit:
     """Return what faiss finds: Lloyd's iterations from rows drawn by chance; an empty cluster splits a large one."""
     faiss, dim = _import_faiss(), sample_ND.shape[1]
     clustering = faiss.Clustering(dim, num_clusters)
     clustering.niter, clustering.seed = config.iterations, config.seed
     clustering.min_points_per_centroid = 1  # faiss warns below 39, and does the same
     clustering.max_points_per_centroid = config.max_points_per_centroid
-    index = faiss.IndexFlatL2(dim)
+    clustering.spherical = spherical
+    index = faiss.IndexFlatIP(dim) if spherical else faiss.IndexFlatL2(dim)
     if faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
     if sample_ND.dtype == np.float16:
@@ -110,8 +113,9 @@ def _train(sample_ND: np.ndarray, num_clusters: int, config: FitConfig) -> Fit:
     else:
         clustering.train(sample_ND, index)
     stats = clustering.iteration_stats
-    error = stats.at(stats.size() - 1).obj if stats.size() else 0.0  # none for as many rows as clusters
     rows = min(len(sample_ND), num_clusters * config.max_points_per_centroid)
+    found = stats.at(stats.size() - 1).obj if stats.size() else None  # none for as many rows as clusters
+    error = 0.0 if found is None else 2 * (rows - found) if spherical else found  # |x - c|^2 = 2 - 2 x.c
     return Fit(faiss.vector_to_array(clustering.centroids).reshape(num_clusters, dim), float(error), rows)
 
 
@@ -123,7 +127,7 @@ def _import_faiss() -> Any:
     return faiss
 
 
-def fit_two_level(sample_ND: np.ndarray, num_clusters: int, config: FitConfig) -> Fit:
+def fit_two_level(sample_ND: np.ndarray, num_clusters: int, config: FitConfig, spherical: bool = False) -> Fit:
     """Return centroids found in two steps: sqrt(clusters) of all rows, then of each part its share of the clusters.
 
     A part's share of them is its share of the rows, which are held in memory part by part.  The work falls by about
@@ -133,14 +137,14 @@ def fit_two_level(sample_ND: np.ndarray, num_clusters: int, config: FitConfig) -
     `dot` more rows fall into target clusters (46 % and 37 %); under `l2` they do not.
     tests/bench/clusters.py measures it.
     """
-    coarse = _train(sample_ND, round(num_clusters**0.5), config)
+    coarse = _train(sample_ND, round(num_clusters**0.5), config, spherical)
     centroids = place_centroids(coarse.centroid_KD, "l2")
     part_N = np.concatenate([assign(block, centroids).id_N for block in _blocks(sample_ND)])
     sizes = np.bincount(part_N, minlength=len(coarse.centroid_KD))
     order = np.argsort(part_N, kind="stable")
     edges = np.concatenate([[0], np.cumsum(sizes)])
     fits = [
-        _train(sample_ND[order[edges[number] : edges[number + 1]]], int(share), config)
+        _train(sample_ND[order[edges[number] : edges[number + 1]]], int(share), config, spherical)
         for number, share in enumerate(apportion(sizes, num_clusters))
         if share
     ]
@@ -169,7 +173,7 @@ def apportion(sizes: np.ndarray, total: int) -> np.ndarray:
 
 @contextmanager
 def gather_sample(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]], config: FitConfig, *, folder: str | None = None
+    batches: Batches, config: FitConfig, *, folder: str | None = None
 ) -> Iterator[tuple[np.ndarray, Counts]]:
     """Yield (the sampled embeddings as one matrix, where all rows went), from uids and (rows, D) blocks in pool order.
 
@@ -178,32 +182,19 @@ def gather_sample(
     A row whose embedding is not finite is counted as failed.  Raises PoolError when blocks differ in D or type.
     """
     read = kept = whole = 0
-    kind: tuple[int, np.dtype[Any]] | None = None
-    with tempfile.TemporaryFile(dir=folder) as file:
+
+    def choose() -> Iterator[np.ndarray]:
+        nonlocal read, kept, whole
         for uids, block_ND in batches:
             whole_N = find_whole(block_ND)
             chosen_N = whole_N & is_sampled(uids, config.sample, config.seed)
             read, whole, kept = read + len(uids), whole + int(whole_N.sum()), kept + int(chosen_N.sum())
-            if chosen_N.any():
-                kind = _check_kind(kind, block_ND)
-                file.write(np.ascontiguousarray(block_ND[chosen_N]).data)
+            yield block_ND[chosen_N]
+
+    with spool(choose(), folder) as sample_ND:
         dropped = {NOT_SAMPLED: whole - kept} if kept < whole else {}
         failed = {REASON_MISSING_EMBEDDING: read - whole} if whole < read else {}
-        yield _map(file, kept, kind), Counts(read=read, kept=kept, dropped=dropped, failed=failed)
-
-
-def _check_kind(kind: tuple[int, np.dtype[Any]] | None, block_ND: np.ndarray) -> tuple[int, np.dtype[Any]]:
-    found = (block_ND.shape[1], block_ND.dtype)
-    if kind not in (None, found):
-        raise PoolError(f"embeddings of {kind} and of {found} (numbers, type) cannot be clustered together.")
-    return found
-
-
-def _map(file: IO[bytes], rows: int, kind: tuple[int, np.dtype[Any]] | None) -> np.ndarray:
-    if kind is None:
-        return np.empty((0, 0), np.float16)
-    file.flush()
-    return np.memmap(file, kind[1], "c", shape=(rows, kind[0]))
+        yield sample_ND, Counts(read=read, kept=kept, dropped=dropped, failed=failed)
 
 
 def is_sampled(uids: np.ndarray, share: float, seed: int) -> np.ndarray:

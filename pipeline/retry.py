@@ -55,6 +55,8 @@ def retry_part(unit: Unit, *, filters: Sequence[Filter], out: str, reason: str) 
     again = failed.filter(pc.equal(failed[FAILURE_REASON], reason))
     mended = 0
     for filter in filters:
+        if filter.whole_part:  # what it reads has not changed, and its rows cannot be scored without the others
+            continue
         rows = again.filter(pc.equal(again[FAILURE_FILTER], filter.name))[ROW].drop_null().to_pylist()
         mended += _retry_rows(unit, filter, rows, out, makers) if rows else 0
     counts = {f.name: read_metadata(score_url(out, f.name, unit.part))[SCORE_COUNTS] for f in filters}

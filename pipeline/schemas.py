@@ -41,6 +41,10 @@ REASON_DUPLICATE_KEY = "duplicate_key"
 REASON_MISSING_COLUMN = "missing_column"
 REASON_MISSING_EMBEDDING = "missing_embedding"
 REASON_MISSING_LABEL = "missing_label"
+REASON_TEXT_DETECTOR = "text_detector"
+REASON_NOT_FITTED = "not_fitted"
+REASON_MISSING_METADATA = "missing_metadata"
+REASON_MISSING_CANDIDATE = "missing_candidate"
 
 # Score columns.
 CAPTION_WORDS = "caption_words"
@@ -62,6 +66,11 @@ def similarity_column(name: str) -> str:
     return f"{name}_similarity_score"
 
 
+def score_column(name: str) -> str:
+    """Return the float32 column of filter `name`, for the many that make one number a row."""
+    return f"{name}_score"
+
+
 def image_embedding_column(name: str) -> str:
     """Return the image embedding column of CLIP filter `name` (CommonPool's npz says l14_img)."""
     return f"{name}_img"
@@ -72,9 +81,19 @@ def text_embedding_column(name: str) -> str:
     return f"{name}_txt"
 
 
+def fitted_column(name: str, field: str) -> str:
+    """Return the column of filter `name` that holds a field of its fit's table (uid_table.py)."""
+    return f"{name}_{field}"
+
+
 def cluster_column(name: str) -> str:
     """Return the int32 cluster id column of image_cluster filter `name`."""
     return f"{name}_cluster"
+
+
+def entries_column(name: str) -> str:
+    """Return the list<int32> column of metaclip filter `name`: numbers of the metadata entries that a caption has."""
+    return f"{name}_entries"
 
 
 def in_targets_column(name: str) -> str:
@@ -87,6 +106,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
 JSON_EXTENSION = "json"
 CLASS_EXTENSION = "cls"
+METADATA_EXTENSION = "npy"
 
 # File names.
 PART_PATTERN = "{:08d}"
@@ -98,17 +118,27 @@ SIZES = "sizes.json"
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
-RESUME = "resume.pt"
+RESUME_PATTERN = "resume-{:08d}.pt"
+"""An unfinished training run after that many steps."""
 RUN_MODEL = "model.json"
+RUN_INDEX = "index.npz"
+"""Where an unfinished run's rows lie."""
 PRETRAINED_FOLDER, FINETUNED_FOLDER, SWEEP_FOLDER = "pretrained", "finetuned", "sweep"
 EVAL_RESULTS = "eval_results.jsonl"
+EVAL_SOURCE = "source.json"
+OUTCOMES_FOLDER = "outcomes"
+IMAGE_FEATURES, FEATURE_TRUTHS = "image.npy", "truths.json"
 REPORT = "report.html"
+FILTER_CARD, FILTER_CARD_PAGE = "filter_card.json", "filter_card.md"
+EVALUATION, EVALUATION_PAGE = "evaluation.json", "evaluation.md"
 EVENTS = "events.jsonl"
 LEDGER = "ledger.json"
 REQUEST = "request.json"
 LOCK = ".winnow-lock"
 CENTROIDS = "centroids.npy"
 TARGETS = "targets.npy"
+TABLE = "table.npy"
+PROBE = "probe.npz"
 
 FAILURES_FOLDER = "failures"
 SPANS_FOLDER = "spans"

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.batches import read_batches
+from pipeline.batches import read_batches, read_whole
 from pipeline.contract import Filter, Scored
 from pipeline.errors import PoolError
 from pipeline.ledger import FileRecord, Unit, digest_file, list_inputs
@@ -38,7 +38,7 @@ from pipeline.schemas import (
 )
 from pipeline.score_files import read_metadata, say_why, score_url, unit_identity, write_scores
 from pipeline.spans import version_of, write_spans
-from pipeline.stored import add_stored, find_array_readers, find_makers, open_stored, order_levels
+from pipeline.stored import Take, add_stored, find_array_readers, find_makers, open_stored, order_levels
 from pipeline.worker import score_batches
 
 OUT_OF_MEANS = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE})
@@ -171,22 +171,40 @@ def score_rows(
 
     `makers` are those of find_makers, whose scores stand in the folder `stored_in`.
     """
-    images = any(IMAGE in f.needs for f in filters)
     tables: dict[str, list[pa.Table]] = {f.name: [] for f in filters}
     failures = [make_pool_failures(part, rows)]
     spans: list[pa.RecordBatch] = []
     version = version_of(part)
     stored, broken = open_stored(part, rows, filters, stored_in, makers or {})
-    batches = add_stored(read_batches(part, rows, images=images), stored)
     columns = [*list_columns(part), *stored]
-    for batch, scored in score_batches(batches, filters, columns=columns, part=part.name):
-        spans += [batch.select([ROW, START, END, IMAGE_ERROR])] if images else []
-        for filter, of_filter in zip(filters, scored, strict=True):
-            tables[filter.name].append(_score_table(filter, batch, of_filter))
-            failures.append(make_failures(filter, part, batch, of_filter))
+    for group in _group(filters):
+        images = any(IMAGE in f.needs for f in group)
+        for batch, scored in score_batches(_read(part, rows, group, stored), group, columns=columns, part=part.name):
+            spans += [batch.select([ROW, START, END, IMAGE_ERROR])] if images else []
+            for filter, of_filter in zip(group, scored, strict=True):
+                tables[filter.name].append(_score_table(filter, batch, of_filter))
+                failures.append(make_failures(filter, part, batch, of_filter))
     reads_broken = {f.name for f in filters if set(f.vectors) - stored.keys()}
     why = {f.name: rows.broken or (broken if f.name in reads_broken else None) for f in filters}
     return PartScores(tables, pa.concat_tables(failures), version, spans, why)
+
+
+def _group(filters: Sequence[Filter]) -> list[list[Filter]]:
+    """Return the filters that share a pass over the part's batches, then each that needs the whole part, alone."""
+    batchwise = [f for f in filters if not f.whole_part]
+    return [group for group in (batchwise, *([f] for f in filters if f.whole_part)) if group]
+
+
+def _read(
+    part: Part, rows: PartRows, filters: Sequence[Filter], stored: Mapping[str, Take]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the part's batches for one group of filters, with the stored columns that it needs."""
+    needs = {column for f in filters for column in f.needs}
+    if filters[0].whole_part:
+        batches = read_whole(rows, needs)
+    else:
+        batches = read_batches(part, rows, images=IMAGE in needs)
+    return add_stored(batches, {column: take for column, take in stored.items() if column in needs})
 
 
 def write_part_scores(

@@ -126,16 +126,16 @@ def add_stored(batches: Iterator[pa.RecordBatch], stored: Mapping[str, Take]) ->
         yield pa.RecordBatch.from_pydict(columns)
 
 
-def read_stored(part: Part, column: str) -> Iterator[pa.RecordBatch]:
-    """Yield UID and one column of a part in pool order, from the pool's parquet or its npz.
+def read_stored(part: Part, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield UID and some columns of a part in pool order, from the pool's parquet or its npz.
 
-    Raises PoolError when the part has no such column, or as open_arrays does.
+    Raises PoolError when the part lacks one of them, or as open_arrays does.
     """
-    rows = read_part(part, [column])
-    stored: dict[str, Take] = {}
-    if column not in list_columns(part):
-        stored = open_arrays(part.arrays, rows, [column]) if part.arrays else {}
-        if not stored:
+    rows = read_part(part, list(columns))
+    beside = [column for column in columns if column not in list_columns(part)]
+    stored = open_arrays(part.arrays, rows, beside) if part.arrays and beside else {}
+    for column in beside:
+        if column not in stored:
             raise PoolError(f"part {part.name} has no column {column!r}, in its parquet or its npz.")
     for batch in add_stored(read_batches(part, rows, images=False), stored):
-        yield batch.select([UID, column])
+        yield batch.select([UID, *columns])

@@ -57,6 +57,11 @@ def _parse(url: str) -> np.ndarray:
         is_numpy = file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
     if not is_numpy and url.endswith(SUBSET_SUFFIX):
         raise ValueError("no .npy header")
+    return map_array(url, is_numpy=is_numpy)
+
+
+def map_array(url: str, *, is_numpy: bool = True) -> np.ndarray:
+    """Return the array of an .npy file (or bare uids) mapped; of a remote file a copy on disk is."""
     return _map(url, is_numpy) if is_local(url) else _map_remote(url, hash_json(fingerprint(url)), is_numpy)
 
 

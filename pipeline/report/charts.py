@@ -6,6 +6,7 @@ Lengths are SVG units, about a pixel at full width.  Colours are CSS variables t
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -144,22 +145,33 @@ def _thin_out(points: Sequence[tuple[float, float]], *, most: int = 240) -> list
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def draw_scores(
-    rows: Sequence[tuple[str, Mapping[str, float | None], float | None]], colours: Mapping[str, str]
-) -> Markup:
-    """Return shares in [0, 1] as bars from 0: (label, value by series, random baseline) per group of bars.
+class Score(NamedTuple):
+    """One group of bars."""
+
+    label: str
+    values: Mapping[str, float | None]
+    """By series."""
+    baseline: float | None
+    """What guessing scores."""
+    intervals: Mapping[str, Sequence[float]]
+    """(low, high) of those series that have them."""
+
+
+def draw_scores(rows: Sequence[Score], colours: Mapping[str, str]) -> Markup:
+    """Return shares in [0, 1] as bars from 0, with their intervals as thin lines.
 
     With many bars each is a dot on the group's line instead.  The baseline is a vertical mark.
     """
-    num_bars = sum(len(values) for _, values, _ in rows)
+    num_bars = sum(len(row.values) for row in rows)
     is_dots = num_bars > 60
     thick, left, right, top = 9, 160, WIDTH - 34, 22
-    known = [v for _, values, baseline in rows for v in (*values.values(), baseline) if v is not None]
+    known = [v for row in rows for v in (*row.values.values(), row.baseline) if v is not None]
+    known += [high for row in rows for _, high in row.intervals.values()]
     num_fifths = min(5, math.ceil(5.2 * max(known, default=1))) or 1
     x_of = _scale(0, num_fifths / 5, left, right)
     parts: list[str] = []
     y = float(top)
-    for label, values, baseline in rows:
+    for label, values, baseline, intervals in rows:
         height = 20 if is_dots else thick * len(values) + 14
         middle = y + height / 2
         parts.append(_text(left - 10, middle + 3.5, _cut(label, 30), "end", title=label))
@@ -170,7 +182,14 @@ def draw_scores(
                 continue
             bar_y = y + 7 + place * thick
             parts += _draw_dot(x_of(value), middle, colours[name]) if is_dots else []
-            parts += [] if is_dots else _draw_value_bar(left, x_of(value), bar_y, thick - 1.5, colours[name], value)
+            end = x_of(max(value, *intervals.get(name, ())) if name in intervals else value)
+            parts += (
+                [] if is_dots else _draw_value_bar(left, x_of(value), bar_y, thick - 1.5, colours[name], value, end)
+            )
+            if name in intervals:
+                low, high = map(x_of, intervals[name])
+                line_y = middle if is_dots else bar_y + (thick - 1.5) / 2
+                parts.append(_line(low, line_y, high, line_y, "whisker"))
         if baseline is not None:
             parts.append(_line(x_of(baseline), y + 3, x_of(baseline), y + height - 3, "mark"))
         y += height
@@ -183,8 +202,10 @@ def _draw_dot(x: float, y: float, colour: str) -> list[str]:
     return [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" style="fill:var(--{colour})"/>']
 
 
-def _draw_value_bar(left: float, x: float, y: float, thick: float, colour: str, value: float) -> list[str]:
-    label = _text(x + 4, y + thick - 0.6, format_percent(value, unit=False), "start", css="small")
+def _draw_value_bar(
+    left: float, x: float, y: float, thick: float, colour: str, value: float, text_x: float
+) -> list[str]:
+    label = _text(text_x + 4, y + thick - 0.6, format_percent(value, unit=False), "start", css="small")
     return [_rect(left, y, x - left, thick, colour), label]
 
 

@@ -1,15 +1,19 @@
-"""The section about zero-shot results: tasks x models, group means, the labelled average, and what is missing."""
+"""The section about zero-shot results: tasks x models, group means, the labelled averages, and what is missing.
+
+Values are as DataComp computes them; a line more gives a task's or the average's corrected value where it is another.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.blocks import Absent, Block, Cell, Figure, Fold, Panel, Section, Table
-from pipeline.report.charts import choose_colours, draw_scores
+from pipeline.report.charts import Score, choose_colours, draw_scores
 from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent
 from pipeline.report.read import EVALS, NO_FILTER, RunFolder, is_network
 
 DAGGER = "†"
+CORRECTED = "value_corrected"
 Facts = Mapping[str, Any]
 Models = Mapping[str, Facts]
 """Facts of an evaluation's manifest, by label of the model."""
@@ -36,13 +40,24 @@ def _find_value(facts: Facts, key: str) -> float | None:
     return value
 
 
+def _find_interval(facts: Facts, key: str) -> Sequence[float] | None:
+    interval: Sequence[float] | None = facts.get("intervals", {}).get("compat", {}).get("tasks", {}).get(key)
+    return interval
+
+
 def _draw_tasks(models: Models, tasks: Facts, keys: Sequence[str], colours: Mapping[str, str]) -> Figure:
     rows = [
-        (tasks[key]["name"], {name: _find_value(f, key) for name, f in models.items()}, tasks[key]["random_baseline"])
+        Score(
+            tasks[key]["name"],
+            {name: _find_value(f, key) for name, f in models.items()},
+            tasks[key]["random_baseline"],
+            {name: found for name, f in models.items() if (found := _find_interval(f, key))},
+        )
         for key in keys
     ]
+    lines = " The thin line is the 95 % interval over the images." if any(row.intervals for row in rows) else ""
     return Figure(
-        caption="Main metric of each task by model, in per cent. The vertical mark is what guessing scores.",
+        caption=f"Main metric of each task by model, in per cent. The vertical mark is what guessing scores.{lines}",
         source=f"{EVALS}/*/manifest.json",
         panels=[Panel("", draw_scores(rows, colours))],
         legend=[(colours[name], name) for name in models],
@@ -50,12 +65,13 @@ def _draw_tasks(models: Models, tasks: Facts, keys: Sequence[str], colours: Mapp
 
 
 def _list_tasks(models: Models, tasks: Facts) -> Table:
-    rows = [_describe_task(models, key, task) for key, task in tasks.items()]
+    rows = [row for key, task in tasks.items() for row in _describe_columns(models, key, task)]
     starts = [len(rows)]
     groups = dict.fromkeys(group for facts in models.values() for group in facts["groups"])
     rows += [row for group in groups if (row := _describe_group(models, group))]
     starts.append(len(rows))
     rows += _describe_averages(models)
+    rows += _describe_corrected(models)
     return Table(
         caption="Zero-shot results in per cent"
         + (", the best model trained on a subset in bold" if len(models) > 1 else "")
@@ -68,6 +84,18 @@ def _list_tasks(models: Models, tasks: Facts) -> Table:
         starts=starts,
         notes=_explain(models),
     )
+
+
+def _describe_columns(models: Models, key: str, task: Facts) -> list[list[str | Cell]]:
+    """Return the task's line, and one with its corrected values if a model has another there."""
+    corrected = {name: facts["tasks"].get(key, {}).get(CORRECTED) for name, facts in models.items()}
+    rows = [_describe_task(models, key, task)]
+    if any(
+        CORRECTED in facts["tasks"].get(key, {}) and corrected[name] != _find_value(facts, key)
+        for name, facts in models.items()
+    ):
+        rows.append([Cell(text=task["name"], note=" (corrected)"), "", "", "", *_mark_best(corrected, {})])
+    return rows
 
 
 def _describe_task(models: Models, key: str, task: Facts) -> list[str | Cell]:
@@ -130,6 +158,18 @@ def _describe_averages(models: Models) -> list[list[str | Cell]]:
     means = {name: math.fsum(f["tasks"][key]["value"] for key in shared) / len(shared) for name, f in models.items()}
     title = f"Average over the {count_nouns(len(shared), 'counted task')} that all have"
     return [["Averages over different tasks", "", "", "", *cells], [title, "", "", "", *_mark_best(means, {})]]
+
+
+def _describe_corrected(models: Models) -> list[list[str | Cell]]:
+    """Return a line with the corrected averages if one differs from DataComp's."""
+    averages = {name: facts.get("average_corrected", facts["average"]) for name, facts in models.items()}
+    if all(average == models[name]["average"] for name, average in averages.items()):
+        return []
+    notes = {name: f"({average['num_tasks']})" for name, average in averages.items()}
+    values = {name: average["value"] for name, average in averages.items()}
+    same = len({average["label"] for average in averages.values()}) == 1
+    cells = _mark_best(values, {}) if same else [Cell(text=c.text, note=c.note) for c in _mark_best(values, notes)]
+    return [["Corrected average", "", "", "", *cells]]
 
 
 def find_shared(models: Models) -> list[str]:

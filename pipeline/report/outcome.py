@@ -33,6 +33,7 @@ from pipeline.report.read import (
     is_network,
 )
 from pipeline.schemas import EVENTS, METRICS
+from pipeline.target_aware import LEGEND, is_target_aware, mark
 
 MAX_HEADLINE_TASKS = 4
 REPORT_STAGE = "report"
@@ -77,16 +78,21 @@ def _list_subsets(run: RunFolder, names: Sequence[str], facts: Mapping[str, Fact
     averages = {n: f["average"] for n, f in facts.items() if n in names}
     has_average = any(a["value"] is not None for a in averages.values())
     labels = list(dict.fromkeys(a["label"] for a in averages.values()))
+    aware = {s.name for s in run.subsets if run.scores and is_target_aware(s.steps, run.scores)}
     rows: list[list[str | Cell]] = []
     for name in names:
         share = kept[name] / total if name in kept and total else None
-        row: list[str | Cell] = [name, format_count(kept.get(name)), Cell(text=format_percent(share), fraction=share)]
+        row: list[str | Cell] = [
+            mark(name, name in aware),
+            format_count(kept.get(name)),
+            Cell(text=format_percent(share), fraction=share),
+        ]
         if has_average:
             values = {n: a["value"] for n, a in averages.items()}
             row.append(_compare_value(name, values))
         row += [_compare_value(name, {n: _value(f, key) for n, f in facts.items() if n in names}) for key in tasks]
         rows.append(row)
-    notes = []
+    notes = [LEGEND] if aware else []
     if NO_FILTER in facts and len(averages) > 1:
         notes.append(f"In small print: difference from subset {NO_FILTER} in percentage points.")
     if has_average and len(labels) > 1:

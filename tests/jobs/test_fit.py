@@ -15,9 +15,10 @@ import yaml
 from made_embeddings import draw, draw_uids, write_metadata
 
 from filters import build_filter
-from jobs.fit_centroids import main as fit
+from jobs.fit_pool import main as fit
+from jobs.fit_source import Rows
 from jobs.score_pool import main as score
-from jobs.stage_fit import Rows, fit_rows, run_fit
+from jobs.stage_fit import fit_rows, run_fit
 from pipeline.contract import Filter
 from pipeline.errors import ConfigError, PoolError, StageError
 from pipeline.kmeans import FitConfig, fit_centroids, is_sampled
@@ -29,6 +30,10 @@ from pipeline.score_files import write_scores
 from pipeline.uid import format_uids
 
 UIDS, VECTORS = draw_uids(900), draw(900)
+
+
+KMEANS_IDENTITY = "d72d61e6e9c9827e0fe8566a8c6a641a5ad1645627f6ae41f062a60d11448169"
+"""Of a fit made before there were other kinds: it is not made again."""
 
 
 def write_recipe(folder: Path, **config: Any) -> str:
@@ -265,6 +270,7 @@ def test_rows_that_steps_left(tmp_path: Path) -> None:
     centroid_KD = np.load(tmp_path / "centroids.npy")
     np.testing.assert_array_equal(centroid_KD, fit_centroids(whole, config).centroid_KD)
     assert 0 < made.facts["mean_squared_distance"] < 1 and not (tmp_path / "targets.npy").exists()
+    assert made.identity == KMEANS_IDENTITY
 
 
 def test_a_rerun_makes_again_what_changed_and_nothing_else(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def test_rows_are_gathered_in_order_and_counted(tmp_path: Path) -> None:
     with gather_sample([(uids[:3], np.empty((3, 0), np.float32))], config) as (sample_ND, counts):
         assert counts == Counts(read=3, kept=0, failed={"missing_embedding": 3}) and len(sample_ND) == 0
     mixed = [(uids[:9], draw(9)), (uids[:9], draw(9, 8))]
-    with pytest.raises(PoolError, match="cannot be clustered"), gather_sample(mixed, FitConfig(embedding="x")):
+    with pytest.raises(PoolError, match="cannot stand in one matrix"), gather_sample(mixed, FitConfig(embedding="x")):
         pass
 
 

@@ -147,12 +147,12 @@ def test_without_a_usable_npz_its_readers_fail_row_by_row_and_the_others_go_on(t
 
 def test_a_column_is_read_from_wherever_it_is(tmp_path: Path) -> None:
     part = make_part(tmp_path, bad=2)
-    from_npz = [v[0] for batch in read_stored(part, "l14_img") for v in batch.column("l14_img").to_pylist()]
-    from_pool = [v for batch in read_stored(part, "key") for v in batch.column("key").to_pylist()]
+    from_npz = [v[0] for batch in read_stored(part, ["l14_img"]) for v in batch.column("l14_img").to_pylist()]
+    from_pool = [v for batch in read_stored(part, ["key"]) for v in batch.column("key").to_pylist()]
     assert from_npz == [0, 1, 3, 4, 5]
     assert from_pool == [toy_row(n)["key"] for n in (0, 1, 3, 4, 5)]
     with pytest.raises(Exception, match="no column 'l14'"):
-        list(read_stored(part, "l14"))
+        list(read_stored(part, ["l14"]))
 
 
 def test_only_the_arrays_that_are_asked_for_are_looked_at(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_only_the_arrays_that_are_asked_for_are_looked_at(tmp_path: Path) -> Non
         np.savez(part.arrays or "", **arrays, pca=np.zeros((2, 3)))
     result = score_part(Unit(part), filters=[FIRST], out=str(out))
     assert result["broken"] is None and values_of(out, "first") == [*range(NUM_ROWS)]
-    assert next(read_stored(part, "l14_img")).num_rows == NUM_ROWS
+    assert next(read_stored(part, ["l14_img"])).num_rows == NUM_ROWS
 
 
 def test_damage_inside_a_compressed_array_costs_only_its_readers(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from pipeline.clip_model import sha256_of_model
 from pipeline.errors import ConfigError
 from pipeline.filesystem import find_place
 from pipeline.manifest import Manifest, find_done, write_manifest
-from pipeline.schemas import FINETUNED_FOLDER, METRICS, PRETRAINED_FOLDER, RESUME, RUN_MODEL, SWEEP_FOLDER
+from pipeline.schemas import FINETUNED_FOLDER, METRICS, PRETRAINED_FOLDER, RUN_MODEL, SWEEP_FOLDER
 from pipeline.storage import join, remove, sweep_temporaries
 from training.captioned import TrainSet, as_sets
+from training.checkpoint import remove_saves
 from training.config import NO_AUGMENT, FineTune, TrainConfig, follow
 from training.ensemble import write_ensemble
 from training.retrieval import Recall, measure_heldout
@@ -54,8 +55,9 @@ def run_network(
     wanted = _plan_mixture(pretrained, plan_run(second, sets), network.finetune)
     if done := find_done(out, wanted):
         return done
-    for stale in (RUN_MODEL, METRICS, RESUME, SWEEP_FOLDER):
+    for stale in (RUN_MODEL, METRICS, SWEEP_FOLDER):
         remove(join(out, stale))
+    remove_saves(out)
     sweep_temporaries(out)
     before, after = join(out, PRETRAINED_FOLDER), join(out, FINETUNED_FOLDER)
     runs = [

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.findings.plan import BUDGETS, FRACTIONS, NETS, SAMPLES, Subset
+from tests.findings.plan import BUDGETS, FRACTIONS, NETS, SAMPLES, Subset, name_fraction
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % quantile of Student's t with n - 1 degrees of freedom, by n."""
@@ -30,7 +30,7 @@ def format_tables(found: Mapping[str, Any], subsets: Mapping[str, Subset]) -> st
     pairs = [(own[name], statistics.mean(induced[name][SAMPLES])) for name in NETS]
     lines.append(f"\nPearson {correlate(pairs):.2f}, Spearman {correlate(rank(pairs)):.2f} over {len(pairs)} filters.")
     lines += ["\n## d. Fraction\n", "| kept | " + " | ".join(f"{n:,} samples" for n in BUDGETS) + " |", "|---|---|---|"]
-    for name, label in [(f"dfn_{f * 100:.0f}pc", f"{f:.0%}") for f in FRACTIONS] + [("none", "all")]:
+    for name, label in [(name_fraction(f), f"{f:.0%}") for f in FRACTIONS] + [("none", "all")]:
         lines.append(f"| {label} | " + " | ".join(describe(induced[name][n]) for n in BUDGETS) + " |")
     return "\n".join(lines) + "\n"
 

@@ -1,1 +1,0 @@
-"""The DFN paper's findings in small: docs/FINDINGS.md has what came out."""

@@ -53,6 +53,16 @@ BUDGETS = (4_032, SAMPLES)
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, SHARE, 0.6)
 
 
+TEMPERATURE = 0.0707
+"""1 / exp(logit_scale) of the DFN at the end of its training."""
+LATER = [
+    {"filter": "neg_clip_loss", "name": "ncl", "image": "dfn_img", "text": "dfn_txt", "tau": TEMPERATURE},
+    {"filter": "norm_sim", "embedding": "dfn_img"},
+    {"filter": "semdedup", "name": "near"},
+]
+"""Score entries of finding e; run.py adds the files that they read."""
+
+
 def top(column: str, fraction: float) -> list[dict[str, Any]]:
     """Return the steps that keep a fraction of the pool."""
     return [{"name": f"top {fraction:.0%}", "top": {"by": column, "fraction": fraction}}]
@@ -68,7 +78,7 @@ BASIC = [
 
 
 def list_subsets() -> dict[str, Subset]:
-    """Return the subsets of findings a to d by name."""
+    """Return the subsets by name."""
     subsets = {
         "none": Subset([], BUDGETS, ("a", "d")),
         "basic": Subset(BASIC, findings=("a",)),
@@ -79,8 +89,13 @@ def list_subsets() -> dict[str, Subset]:
         subsets[name] = Subset(top(f"{name}_similarity_score", SHARE), findings=tuple(letters.get(name, "c")))
     for fraction in FRACTIONS:
         subsets[name_fraction(fraction)] = Subset(top("dfn_similarity_score", fraction), BUDGETS, ("d",))
-    subsets["dfn"] = replace(subsets["dfn"], findings=("a", "b", "c", "d"))
-    return subsets
+    subsets["dfn"] = replace(subsets["dfn"], findings=("a", "b", "c", "d", "e"))
+    dfn = {"by": "dfn_similarity_score"}
+    similar = [{"name": "top 60%", "top": dfn | {"fraction": 0.6}}, *top("norm_sim_score", SHARE)]
+    apart = [{"name": "no near duplicate", "where": "near_similarity <= 0.95"}, *top("dfn_similarity_score", SHARE)]
+    drawn = [{"name": "draws", "soft_cap": dfn | {"fraction": SHARE, "temperature": TEMPERATURE}}]
+    steps = {"ncl": top("ncl_score", SHARE), "dfn_norm_sim": similar, "dfn_semdedup": apart, "dfn_soft_cap": drawn}
+    return subsets | {name: Subset(steps[name], findings=("e",)) for name in steps}
 
 
 def name_fraction(fraction: float) -> str:

@@ -20,17 +20,20 @@ from typing import Any, NamedTuple
 from eval38.config import EvalConfig
 from eval38.evaluate import evaluate
 from jobs.recipes import Network
+from jobs.stage_fit import run_fit
 from jobs.stage_networks import run_network
 from jobs.stage_score import run_score
 from jobs.stage_select import run_select
 from jobs.stage_shards import run_shards
 from pipeline.config import read_config
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.schemas import TABLE
 from pipeline.select import Step
+from pipeline.semdedup import DedupConfig
 from pipeline.shards import ShardConfig
 from pipeline.spark_session import open_session
 from tests.findings.labels import find_class_words, write_class_folders
-from tests.findings.plan import CLEAN, FINETUNE_RATE, FINETUNE_SAMPLES, MODEL, NETS, Net, Subset, list_subsets
+from tests.findings.plan import CLEAN, FINETUNE_RATE, FINETUNE_SAMPLES, LATER, MODEL, NETS, Net, Subset, list_subsets
 from tests.findings.tables import format_tables
 from training.captioned import TrainSet
 from training.config import FineTune, SetConfig, TrainConfig
@@ -120,11 +123,22 @@ def curate(places: Places, subsets: dict[str, Subset]) -> None:
     with open_session("local[2]", name="findings") as session:
         start = lambda: session  # noqa: E731
         run_score(start, places.pool, entries, scores)
+        run_score(start, places.pool, entries + fit_later(start, places, entries), scores)
         for name, subset in subsets.items():
             steps = [read_config(Step, step, where=name) for step in subset.steps]
             run_select(start, scores, name, steps, folder, tables=[places.truth])
             shards = str(places.out / "shards" / name)
             run_shards(start, places.pool, f"{folder}/{name}.npy", ShardConfig(), shards, scores=scores, quiet=True)
+
+
+def fit_later(start: Callable[[], Any], places: Places, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of finding e, with the clean images as targets and the near duplicates found."""
+    clean, fit = str(places.out / "clean-scores"), str(places.out / "fits" / "near")
+    run_score(start, places.clean, [entry for entry in entries if entry.get("name") == "dfn"], clean)
+    config = DedupConfig(embedding="dfn_img", clusters=100)
+    run_fit(start, config, fit, pool=places.pool, scores=str(places.out / "scores"))
+    files = {"norm_sim": {"targets": clean, "column": "dfn_img"}, "semdedup": {"table": f"{fit}/{TABLE}"}}
+    return [entry | files.get(entry["filter"], {}) for entry in LATER]
 
 
 def read_accuracy(places: Places, name: str) -> float:

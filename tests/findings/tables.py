@@ -21,7 +21,12 @@ def format_tables(found: Mapping[str, Any], subsets: Mapping[str, Subset]) -> st
     """Return the tables as Markdown."""
     own, rows, induced = found["own"], found["rows"], found["induced"]
     lines: list[str] = []
-    for letter, title in (("a", "Filters"), ("b", "Purity of the filter's training set"), ("c", "Own and induced")):
+    for letter, title in (
+        ("a", "Filters"),
+        ("b", "Purity of the filter's training set"),
+        ("c", "Own and induced"),
+        ("e", "Later filters"),
+    ):
         lines += [f"\n## {letter}. {title}\n", "| filter | own accuracy | rows | induced |", "|---|---|---|---|"]
         for name, subset in subsets.items():
             if letter in subset.findings:

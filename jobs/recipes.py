@@ -13,6 +13,7 @@ from jobs.fit_kinds import FIT_KINDS, AnyFit, find_kind, read_fit
 from pipeline.config import config, override, read_config, read_yaml
 from pipeline.errors import ConfigError, check_file_name, check_name
 from pipeline.kmeans import FitConfig
+from pipeline.report.read import NETWORK_PREFIX as EVALUATED_PREFIX
 from pipeline.select import Step, expand_uses
 from pipeline.shards import ShardConfig
 from pipeline.storage import exists, join
@@ -118,6 +119,12 @@ def check_names(recipe: Recipe) -> None:
     for kind, names in (("network", recipe.networks), ("fit", recipe.fit), ("subset", recipe.subsets)):
         for name in names:
             check_file_name(name, kind=kind)
+    for name in recipe.subsets:
+        if name.startswith(EVALUATED_PREFIX):
+            raise ConfigError(
+                f"subset {name!r} would be evaluated where a network is: no subset's name begins with "
+                f"{EVALUATED_PREFIX!r}. Call it something else."
+            )
     for entry in recipe.score:
         model = entry.get("model")
         if isinstance(model, str) and model.startswith(NETWORK_PREFIX):

@@ -29,6 +29,9 @@ from training.retrieval import Recall, measure_heldout
 from training.run import plan_run, train
 from training.start import find_start
 
+FINETUNE_PREFIX = "finetune."
+"""Begins the names of a fine-tuned network's parents that are those of its second phase."""
+
 
 def run_network(
     network: Network,
@@ -103,7 +106,7 @@ def _plan_mixture(pretrained: Manifest, finetuned: Manifest, finetune: FineTune)
             "ensemble": finetune.ensemble,
             "sweep": finetune.sweep,
         },
-        parents={**pretrained.parents, **{f"finetune.{name}": value for name, value in finetuned.parents.items()}},
+        parents={**pretrained.parents, **{FINETUNE_PREFIX + name: value for name, value in finetuned.parents.items()}},
     )
 
 

@@ -8,7 +8,8 @@ from jobs.recipes import load_recipe, require_train
 from training.run import train
 
 EXAMPLE = """  winnow train dfn-tiny --data out/shards/dfn --out runs/dfn
-  winnow train --data 'shards/{00000000..00000031}.tar' --out runs/b32 train.model=ViT-B-32 train.samples=12800000"""
+  winnow train train-datacomp-small --data 'shards/{00000000..00000031}.tar' --out runs/b32
+  winnow train train-vitamin-l-336 --init runs/l --data shards --out runs/l336 train.samples=1802880000"""
 
 
 @job
@@ -18,10 +19,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_recipe(parser)
     parser.add_argument("--data", required=True, help="shards or a pool: folder, glob, brace range, a::b")
     parser.add_argument("--out", required=True, help="run folder")
+    parser.add_argument(
+        "--init", metavar="MODEL", help="weights to start from: run folder, ARCHITECTURE@FILE, tag, hub id"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = parser.parse_args(argv)
     config = require_train(load_recipe(*split_words(args.words)))
-    facts = train(config, data=args.data, out=args.out, device=args.device).facts
+    facts = train(config, data=args.data, out=args.out, init=args.init, device=args.device).facts
     print(f"{facts['samples_seen']:,} samples seen, final loss {facts['final_loss']:.4f}, model in {args.out}")
 
 

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.devices import find_seat
 from pipeline.errors import ConfigError, ModelError, check_name
-from pipeline.released import RELEASED, find_released
+from pipeline.hub_files import HUB_CONFIG, find_hub_weights, guess_hub_id, spell_download
+from pipeline.released import find_released
 from pipeline.schemas import CHECKPOINT, RUN_MODEL
-from pipeline.storage import exists, is_folder, is_local, join, read_bytes, sha256_of_file
+from pipeline.storage import exists, is_folder, join, read_bytes, sha256_of_file
 from pipeline.timm_towers import TIMM_PREFIX, describe_timm
 from pipeline.tokens import speed_up
 
@@ -41,11 +42,6 @@ CONFIGS = "clip_models"
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
 """open_clip's word for a folder with a hub model's config."""
-HUB_CONFIG = "open_clip_config.json"
-HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""What a hub model's weights are called; the first that is there."""
-HUB_CACHE_FOLDER = "models--"
-"""Begins the folder of a model in the hub's cache: models--org--name/snapshots/REVISION."""
 QUICK_GELU = "-quickgelu"
 """Ends the names of architectures whose activation is QuickGELU."""
 MISFITS = ("size mismatch", "Missing key", "Unexpected key", "pos_embed width changed")
@@ -141,7 +137,7 @@ def _match_activation(architecture: str, tag: str) -> str:
 def _find_in_folder(folder: str) -> ClipSource:
     url = join(folder, RUN_MODEL)
     if not exists(url) and exists(join(folder, HUB_CONFIG)):
-        return _find_hub_files(folder)
+        return ClipSource(FOLDER_PREFIX + folder, find_hub_weights(folder))
     if not exists(url):
         raise ModelError(
             f"{folder!r} is not a finished run: it has no {RUN_MODEL}. Train it to the end, or name ARCHITECTURE@FILE."
@@ -154,16 +150,6 @@ def _find_in_folder(folder: str) -> ClipSource:
         raise ModelError(f"{url} does not say which architecture was trained.") from None
 
 
-def _find_hub_files(folder: str) -> ClipSource:
-    """Return the source in a folder of a hub model's files; transformers' weights may lie beside and do not count."""
-    if not is_local(folder):
-        raise ModelError(f"open_clip reads a hub model's files from a local folder only: copy {folder!r} to one.")
-    for name in HUB_WEIGHTS:
-        if exists(join(folder, name)):
-            return ClipSource(FOLDER_PREFIX + folder, join(folder, name))
-    raise ModelError(f"{folder!r} has {HUB_CONFIG}, but neither {' nor '.join(HUB_WEIGHTS)}. Download one to it.")
-
-
 def find_hub_id(model: str) -> str | None:
     """Return the hub id org/name that a model string stands for, None for a run or a checkpoint file.
 
@@ -173,19 +159,11 @@ def find_hub_id(model: str) -> str | None:
     if source.architecture.startswith(HUB_PREFIX):
         return source.architecture.removeprefix(HUB_PREFIX)
     if source.architecture.startswith(FOLDER_PREFIX):
-        return _guess_hub_id(str(Path(model).absolute()))
+        return guess_hub_id(str(Path(model).absolute()))
     if source.weights is None or exists(source.weights):
         return None
     place: str = _open_clip().get_pretrained_cfg(source.architecture, source.weights).get("hf_hub") or ""
     return "/".join(place.split("/")[:2]) or None
-
-
-def _guess_hub_id(path: str) -> str | None:
-    names = path.split("/")
-    for name in names:
-        if name.startswith(HUB_CACHE_FOLDER):
-            return name.removeprefix(HUB_CACHE_FOLDER).replace("--", "/", 1)
-    return next((row.hub for row in RELEASED if row.hub.split("/")[1] == names[-1]), None)
 
 
 def _check_architecture(name: str) -> None:
@@ -264,13 +242,8 @@ def fetch_weights(source: ClipSource) -> str | None:
 def _why_not_fetched(source: ClipSource, error: Exception) -> str:
     model = source.architecture if source.weights is None else f"{source.architecture}/{source.weights}"
     hub = find_hub_id(model)
-    remedy = f"download it where there is a network, copy it here and name it: {source.architecture}@FILE"
-    if hub:
-        files = f"{HUB_CONFIG} and {' or '.join(HUB_WEIGHTS)}"
-        remedy = (
-            f"where there is a network say `hf download {hub} --local-dir FOLDER`, copy FOLDER here ({files} are what "
-            "is needed), and name FOLDER as the model; or fill the hub's cache (HF_HOME)"
-        )
+    without = f"download it where there is a network, copy it here and name it: {source.architecture}@FILE"
+    remedy = spell_download(hub) if hub else without
     return f"model {model!r} is not on this machine and cannot be fetched ({_first_words(error)}): {remedy}."
 
 

@@ -16,7 +16,18 @@ from pipeline.errors import ConfigError, PoolError
 from pipeline.manifest import Counts, hash_json
 from pipeline.schemas import CLASS_EXTENSION, REASON_MISSING_LABEL
 from pipeline.storage import fingerprint_all
-from training.index import ROWS, Located, RowIndex, SetRows, Tokenize, list_tars, locate_rows, read_index, tokenize_all
+from training.index import (
+    ROWS,
+    Located,
+    RowIndex,
+    SetRows,
+    Tokenize,
+    hash_row,
+    list_tars,
+    locate_rows,
+    read_index,
+    tokenize_all,
+)
 from training.order import heldout_rows
 
 HELDOUT = "heldout"
@@ -86,6 +97,7 @@ def read_sets(sets: Sequence[TrainSet], *, tokenize: Tokenize, quiet: bool = Fal
         np.concatenate([index.size_N for index in found]),
         np.concatenate([index.caption_N + start for index, start in zip(found, texts, strict=True)]).astype(np.int32),
         np.concatenate([index.num_captions_N for index in found]),
+        np.concatenate([index.twin_N for index in found]),
         np.concatenate([index.token_UL for index in found]),
         tuple(
             SetRows(part.name, index.counts, quota) for part, index, quota in zip(sets, found, per_epoch, strict=True)
@@ -117,7 +129,8 @@ def _read_set(part: TrainSet, tokenize: Tokenize, *, quiet: bool) -> RowIndex:
         return _index_classes(part, part.classes, found, np.array(labels)[found.text_of], tokenize)
     sizes = [int(info["size"]) for info in fingerprint_all(part.urls)]
     num = len(part.urls)
-    found = Located(list(range(num)), [0] * num, sizes, [], [], Counts(read=num, kept=num))
+    twins = [hash_row(url.encode(), 0, b"") for url in part.urls]
+    found = Located(list(range(num)), [0] * num, sizes, [], [], twins, Counts(read=num, kept=num))
     label_N = np.repeat(np.arange(len(part.classes.sizes)), part.classes.sizes)
     return _index_classes(part, part.classes, found, label_N, tokenize)
 
@@ -144,6 +157,7 @@ def _index_classes(
         np.array(found.sizes, np.int32),
         (np.cumsum(num_C) - num_C)[label_N].astype(np.int32),
         num_C[label_N].astype(np.int32),
+        np.array(found.twins, np.uint64),
         tokenize_all([caption for captions in classes.captions for caption in captions], tokenize),
         (SetRows(part.name, found.counts, len(found.tars)),),
     )
@@ -169,7 +183,7 @@ def _take(index: RowIndex, chosen_N: np.ndarray) -> RowIndex:
     kept = int(chosen_N.sum())
     dropped = {HELDOUT: index.num_rows - kept} if kept < index.num_rows else {}
     counts = replace(part.counts, kept=kept, dropped=dropped)
-    names = ("tar_N", "offset_N", "size_N", "caption_N", "num_captions_N")
+    names = ("tar_N", "offset_N", "size_N", "caption_N", "num_captions_N", "twin_N")
     return replace(
         index,
         **{name: getattr(index, name)[chosen_N] for name in names},

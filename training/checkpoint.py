@@ -1,21 +1,29 @@
 """Save and load weights and unfinished runs.  Files appear whole or not at all, and hold tensors and numbers only.
 
 Everything that a step depends on is in RunState or is a function of (seed, step), so loading one is an exact resume.
+A save of an unfinished run is resume-STEP.pt; as `ARCHITECTURE@FILE` it is a model too.
 """
 
 import io
 import json
 import logging
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from pipeline.schemas import CHECKPOINT, METRICS, RESUME, RUN_MODEL
-from pipeline.storage import exists, join, read_bytes, write_atomic, write_bytes
+from pipeline.clip_model import describe_architecture
+from pipeline.errors import StageError
+from pipeline.schemas import CHECKPOINT, METRICS, RESUME_PATTERN, RUN_MODEL
+from pipeline.storage import join, list_folder, name_of, read_bytes, remove, write_atomic, write_bytes
 from training.metrics import cut_metrics
 
 log = logging.getLogger("winnow")
+SAVE_NAME = re.compile(r"resume-\d+\.pt")
+SIGLIP_LOGIT_BIAS = -10.0
+"""Where SigLIP's logit bias starts (arXiv:2303.15343, section 3.2)."""
 
 
 @dataclass(slots=True)
@@ -28,6 +36,8 @@ class RunState:
     """bool: rows trained on."""
     is_unreadable_N: torch.Tensor
     """bool: rows drawn whose image could not be decoded."""
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    """Of the loss, for fp16; without effect otherwise."""
     step: int = 0
     """Steps done."""
     num_unreadable_draws: int = 0
@@ -35,38 +45,117 @@ class RunState:
     """Of every step done, in nats."""
 
 
-def save_resume(out: str, state: RunState, *, identity: str) -> None:
-    """Write the unfinished run; `identity` is that of the manifest it will have."""
-    content = {
-        "identity": identity,
-        "step": state.step,
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "is_seen": state.is_seen_N,
-        "is_unreadable": state.is_unreadable_N,
-        "num_unreadable_draws": state.num_unreadable_draws,
-        "losses": torch.tensor(state.losses, dtype=torch.float64),
-    }
-    _save(join(out, RESUME), content)
+def snapshot(state: RunState, *, identity: str) -> dict[str, Any]:
+    """Return a copy of a run's state in main memory; `identity` is that of the manifest it will have."""
+    content: dict[str, Any] = _copy(
+        {
+            "state_dict": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "scaler": state.scaler.state_dict(),
+            "is_seen": state.is_seen_N,
+            "is_unreadable": state.is_unreadable_N,
+        }
+    )
+    losses = torch.tensor(state.losses, dtype=torch.float64)
+    counts = {"step": state.step, "num_unreadable_draws": state.num_unreadable_draws}
+    return content | counts | {"identity": identity, "losses": losses}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copy(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(part) for part in value)
+    return value
+
+
+class Saver:
+    """Writes snapshots of one run in a thread while steps go on; at most one is under way."""
+
+    def __init__(self, out: str, *, identity: str, keep: int) -> None:
+        self.out, self.identity, self.keep = out, identity, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._writing: Future[None] | None = None
+
+    def save(self, state: RunState) -> None:
+        """Copy the state and begin to write it, after the save before is done."""
+        self.finish()
+        content = snapshot(state, identity=self.identity)
+        self._writing = self._thread.submit(write_save, self.out, content, keep=self.keep)
+
+    def check(self) -> None:
+        """Raise StageError if the last save failed."""
+        if self._writing is not None and self._writing.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save that is under way.  Raises StageError if it failed."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except Exception as error:
+            raise StageError(
+                f"train: the state could not be saved in {self.out} ({error}). Make room, and run the same again."
+            ) from error
+
+    def close(self) -> None:
+        """Wait for what is under way and end the thread."""
+        self._thread.shutdown()
+
+
+def write_save(out: str, content: dict[str, Any], *, keep: int) -> None:
+    """Write a snapshot, then delete all but the `keep` newest up to it."""
+    _save(place_save(out, content["step"]), content)
+    steps = [step for step in list_saves(out) if step <= content["step"]]
+    for step in steps[:-keep]:
+        remove(place_save(out, step))
+
+
+def list_saves(out: str) -> list[int]:
+    """Return the steps of a run's saves, ascending."""
+    names = [name_of(url) for url in list_folder(out)]
+    return sorted(int(name[len("resume-") : -len(".pt")]) for name in names if SAVE_NAME.fullmatch(name))
+
+
+def remove_saves(out: str) -> None:
+    """Delete every save of a run."""
+    for step in list_saves(out):
+        remove(place_save(out, step))
+
+
+def place_save(out: str, step: int) -> str:
+    """Return where the save after that step is."""
+    return join(out, RESUME_PATTERN.format(step))
 
 
 def load_resume(out: str, state: RunState, *, identity: str) -> bool:
     """Bring `state` to where an unfinished run of the same identity stopped; return False when there is none.
 
-    A leftover of another run, or one that cannot be read, is named in a warning and left out.  Lines of the metrics
-    after the resumed step are cut.
+    The newest save that can be read is taken; one that cannot, or is of another run, is named in a warning.
+    Lines of the metrics after the resumed step are cut.
     """
-    url = join(out, RESUME)
-    content = _read_resume(url, identity) if exists(url) else None
-    if content is not None:
-        state.model.load_state_dict(content["model"])
-        state.optimizer.load_state_dict(content["optimizer"])
-        state.step, state.num_unreadable_draws = content["step"], content["num_unreadable_draws"]
-        state.is_seen_N, state.is_unreadable_N = content["is_seen"], content["is_unreadable"]
-        state.losses = content["losses"].tolist()
-        log.info("train: going on from step %d of %s", state.step, url)
+    for step in reversed(list_saves(out)):
+        url = place_save(out, step)
+        content = _read_resume(url, identity)
+        if content is not None:
+            _restore(state, content)
+            log.info("train: going on from step %d of %s", state.step, url)
+            break
     cut_metrics(join(out, METRICS), step=state.step)
-    return content is not None
+    return state.step > 0
+
+
+def _restore(state: RunState, content: dict[str, Any]) -> None:
+    state.model.load_state_dict(content["state_dict"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.scaler.load_state_dict(content["scaler"])
+    state.step, state.num_unreadable_draws = content["step"], content["num_unreadable_draws"]
+    state.is_seen_N, state.is_unreadable_N = content["is_seen"], content["is_unreadable"]
+    state.losses = content["losses"].tolist()
 
 
 def _read_resume(url: str, identity: str) -> dict[str, Any] | None:
@@ -74,11 +163,11 @@ def _read_resume(url: str, identity: str) -> dict[str, Any] | None:
         content: dict[str, Any] = torch.load(io.BytesIO(read_bytes(url)), map_location="cpu", weights_only=True)
         found = content["identity"]
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ...
-        log.warning("train: starting afresh because %s cannot be read: %s", url, error)
+        log.warning("train: passed over, because it cannot be read: %s: %s", url, error)
         return None
     if found != identity:
         log.warning(
-            "train: starting afresh because %s is of another config or data (%.12s, now %.12s)", url, found, identity
+            "train: passed over, because it is of another config or data (%.12s, now %.12s): %s", found, identity, url
         )
         return None
     return content
@@ -88,7 +177,18 @@ def save_weights(out: str, model: torch.nn.Module, *, architecture: str) -> None
     """Write the finished weights, in open_clip's layout, and which architecture they are of."""
     state_dict = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     _save(join(out, CHECKPOINT), {"state_dict": state_dict})
-    write_bytes(join(out, RUN_MODEL), (json.dumps({"architecture": architecture}) + "\n").encode())
+    described = {"architecture": architecture} | (
+        {"settings": settings} if (settings := _find_settings(model, architecture)) else {}
+    )
+    write_bytes(join(out, RUN_MODEL), (json.dumps(described) + "\n").encode())
+
+
+def _find_settings(model: Any, architecture: str) -> dict[str, float]:
+    """Return what open_clip must be told besides the architecture, to make room for all weights."""
+    has_bias = getattr(model, "logit_bias", None) is not None
+    if has_bias and "init_logit_bias" not in describe_architecture(architecture):
+        return {"init_logit_bias": SIGLIP_LOGIT_BIAS}
+    return {}
 
 
 def _save(url: str, content: dict[str, Any]) -> None:

@@ -7,11 +7,38 @@ from typing import Any, Literal
 from pipeline.config import as_mapping, config, read_config
 from pipeline.errors import ConfigError, check_name
 
-PRECISIONS = ("fp32", "bf16")
-FREE_FIELDS = ("num_workers", "checkpoint_every_steps", "log_every_steps")
+CHOICES = {
+    "precision": ("fp32", "bf16", "fp16"),
+    "optimizer": ("adamw", "adan", "lamb", "lion", "muon"),
+    "schedule": ("cosine", "constant"),
+    "loss": ("clip", "siglip"),
+    "grad_checkpointing": ("none", "all", "conv"),
+    "pixels": ("exact", "fast"),
+    "sampler": ("exact", "datacomp"),
+}
+FREE_FIELDS = (
+    "num_workers",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "grad_checkpointing",
+    "report_to",
+)
 """Fields that change how a run goes but not the weights it ends with; no part of its identity."""
-LATER_FIELDS = ("augment", "heldout")
-"""Fields that say nothing while they are empty, so runs made before there were such fields keep their identity."""
+LATER_FIELDS = {
+    "heldout": 0,
+    "optimizer": "adamw",
+    "beta3": None,
+    "schedule": "cosine",
+    "loss": "clip",
+    "accum_freq": 1,
+    "patch_dropout": 0.0,
+    "lock_text": None,
+    "pixels": "exact",
+    "cut_text": False,
+    "sampler": "exact",
+}
+"""Fields that say nothing at these values, so runs made before there were such fields keep their identity."""
 
 
 def _check_range(
@@ -72,21 +99,43 @@ class TrainConfig:
     learning_rate: float = 5e-4
     """Peak, after warmup; cosine to 0 from there."""
     beta1: float = 0.9
-    """AdamW: decay of the mean gradient."""
+    """Decay of the mean gradient; lion, muon and adan use it in their own sense."""
     beta2: float = 0.98
-    """AdamW: decay of the mean squared gradient."""
+    """Decay of the mean squared gradient; adan and lion use it in their own sense."""
+    beta3: float | None = None
+    """Adan alone, which needs it: decay of the mean squared gradient.  Its paper has 0.98, 0.92, 0.99."""
     eps: float = 1e-6
-    """AdamW: added to the denominator."""
+    """Added to the denominator."""
+    optimizer: Literal["adamw", "adan", "lamb", "lion", "muon"] = "adamw"
+    """AdamW is torch's, fused; the others are timm's.  muon keeps AdamW for vectors and embeddings."""
     weight_decay: float = 0.2
     """On matrices only: see optim.py."""
     warmup_steps: int = 40
     """Steps over which the learning rate rises linearly; at least the run's steps means it never falls."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Of the learning rate after warmup."""
+    loss: Literal["clip", "siglip"] = "clip"
+    """siglip: a sigmoid per pair and a learned bias (arXiv:2303.15343), starting from scale 10 and bias -10."""
     grad_clip_norm: float | None = None
     """Greatest total gradient norm; null leaves gradients alone."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is autocast: weights and optimiser stay float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 are autocast: weights and optimiser stay float32.  fp16 scales the loss (GradScaler)."""
+    accum_freq: int = 1
+    """Parts a batch is computed in, one after the other; the loss is over the whole batch (gradient caching)."""
+    patch_dropout: float = 0.0
+    """Share of image patches left out at random in training (FLIP, arXiv:2212.00794)."""
+    lock_text: str | None = None
+    """Model string whose text tower is taken over and frozen (ViTamin's locked-text tuning); null trains it."""
+    grad_checkpointing: Literal["none", "all", "conv"] = "none"
+    """Activations computed again in the backward pass: of every block, or of ViTamin's conv stages alone."""
     augment: Augment = NO_AUGMENT
     """What is done to images besides the model's own random crop."""
+    pixels: Literal["exact", "fast"] = "exact"
+    """exact: open_clip's, bit for bit; fast: twice as many images a second, some pixels off by 1/255 (images.py)."""
+    cut_text: bool = False
+    """Run the text tower for each caption about as far as it reaches: faster, the same to rounding (text.py)."""
+    sampler: Literal["exact", "datacomp"] = "exact"
+    """exact: every row floor or ceil of its share; datacomp: whole shards drawn with replacement (samplers.py)."""
     heldout: int = 0
     """Rows kept out of training, drawn by the seed, so that retrieval can be measured on them."""
     seed: int = 0
@@ -95,21 +144,41 @@ class TrainConfig:
     """Loader processes; 0 loads in a thread.  Batches are the same."""
     checkpoint_every_steps: int = 500
     """Steps between saves of the unfinished run, the most a kill can cost."""
+    keep_checkpoints: int = 1
+    """Newest saves that are kept; more than 1 stay when the run is finished, as weights to evaluate."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where those lines go as well."""
 
     def __post_init__(self) -> None:
-        check_name(self.precision, PRECISIONS, kind="precision")
-        for name in ("samples", "batch_size", "checkpoint_every_steps", "log_every_steps"):
+        for name, known in CHOICES.items():
+            check_name(getattr(self, name), known, kind=name)
+        counts = (
+            "samples",
+            "batch_size",
+            "checkpoint_every_steps",
+            "log_every_steps",
+            "accum_freq",
+            "keep_checkpoints",
+        )
+        for name in counts:
             _check_range(name, getattr(self, name), low=1)
         for name in ("weight_decay", "warmup_steps", "seed", "num_workers", "heldout"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("learning_rate", "eps", "grad_clip_norm"):
             _check_range(name, getattr(self, name), low=math.ulp(0.0))
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "beta3", "patch_dropout"):
             _check_range(name, getattr(self, name), low=0, below=1)
+        if (self.beta3 is None) == (self.optimizer == "adan"):
+            raise ConfigError(
+                f"optimizer {self.optimizer} with beta3 {self.beta3}: adan alone takes three betas, and means other "
+                "things by the first two. For adan say beta1=0.98 beta2=0.92 beta3=0.99, its paper's."
+            )
         _check_range("seed", self.seed, low=0, below=2**63)
         _check_budget(self.samples, self.batch_size)
+        if self.batch_size % self.accum_freq:
+            raise ConfigError(f"batch_size {self.batch_size} does not divide into accum_freq {self.accum_freq} parts.")
 
     @property
     def num_steps(self) -> int:
@@ -128,7 +197,8 @@ def _check_budget(samples: int, batch_size: int) -> None:
 
 def describe_choices(config: TrainConfig) -> dict[str, Any]:
     """Return the fields that decide the weights, ready for a manifest."""
-    silent = {name for name in LATER_FIELDS if getattr(config, name) in (0, NO_AUGMENT)}
+    later = LATER_FIELDS | {"augment": NO_AUGMENT}
+    silent = {name for name, value in later.items() if getattr(config, name) == value}
     return {name: value for name, value in as_mapping(config).items() if name not in silent.union(FREE_FIELDS)}
 
 

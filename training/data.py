@@ -16,10 +16,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import StageError
-from pipeline.images import UnreadableImage, decode_image
-from training.images import NUM_DRAWS, Crop, crop_image
+from pipeline.images import UnreadableImage
+from training.images import NUM_DRAWS, Crop, read_image
 from training.index import RowIndex, TarReader
-from training.order import draw_uniform, mixed_rows_at, replacement_row
+from training.order import draw_uniform, replacement_row
+from training.samplers import open_sampler
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 100
@@ -43,15 +44,15 @@ class Batch(NamedTuple):
 class Batches(Dataset[Batch]):
     """step -> Batch, for torch's DataLoader."""
 
-    def __init__(self, index: RowIndex, *, crop: Crop, batch_size: int, seed: int) -> None:
+    def __init__(self, index: RowIndex, *, crop: Crop, batch_size: int, seed: int, sampler: str = "exact") -> None:
         self.index, self.crop, self.batch_size, self.seed = index, crop, batch_size, seed
         self.reader = TarReader(index.urls)
+        self.rows_at = open_sampler(sampler, index, batch_size=batch_size, seed=seed)
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of one step, counted from 0."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        sets = [(part.num_rows, part.per_epoch) for part in self.index.sets]
-        rows = mixed_rows_at(positions, sets=sets, seed=self.seed)
+        rows = self.rows_at(positions)
         uniform_BD = draw_uniform(self.seed, np.arange(positions.start, positions.stop), NUM_DRAWS + 1)
         uniform = uniform_BD.tolist()
         pixel_BHWC = np.empty((len(positions), self.crop.height_px, self.crop.width_px, 3), np.uint8)
@@ -69,7 +70,7 @@ class Batches(Dataset[Batch]):
         for attempt in range(1, MAX_ATTEMPTS + 1):
             place = (int(a[row]) for a in (self.index.tar_N, self.index.offset_N, self.index.size_N))
             try:
-                return row, crop_image(decode_image(self.reader.read(*place)), self.crop, uniform)
+                return row, read_image(self.reader.read(*place), self.crop, uniform)
             except UnreadableImage as error:
                 unreadable.append(row)
                 last = f"row {row} of {self.index.num_rows}: {error}"
@@ -80,13 +81,22 @@ class Batches(Dataset[Batch]):
 
 
 def open_batches(
-    index: RowIndex, *, crop: Crop, batch_size: int, seed: int, steps: range, num_workers: int = 0, pin: bool = False
+    index: RowIndex,
+    *,
+    crop: Crop,
+    batch_size: int,
+    seed: int,
+    steps: range,
+    sampler: str = "exact",
+    num_workers: int = 0,
+    pin: bool = False,
 ) -> Generator[Batch, None, None]:
     """Yield the batch of each step, loaded ahead by processes, or by a thread when num_workers is 0.
 
-    `pin` puts batches in page-locked memory, for a GPU.  Raises StageError when no readable row can be found.
+    `sampler` is a name of samplers.py.  `pin` puts batches in page-locked memory, for a GPU.
+    Raises StageError when no readable row can be found.
     """
-    batches = Batches(index, crop=crop, batch_size=batch_size, seed=seed)
+    batches = Batches(index, crop=crop, batch_size=batch_size, seed=seed, sampler=sampler)
     loader = DataLoader(batches, batch_size=None, sampler=steps, num_workers=num_workers, pin_memory=pin)
     try:
         if num_workers:

@@ -1,10 +1,11 @@
 """Tars -> an index: where each row's image lies, and the tokens of its captions.  Images are read later, by position.
 
 Reads every tar once, in order; of a local tar only the headers and captions.  A row needs an image member and a .txt
-member, as open_clip's loader asks; rows without are counted by reason and left out.  The index holds 24 bytes per row
+member, as open_clip's loader asks; rows without are counted by reason and left out.  The index holds 32 bytes per row
 plus each distinct caption's tokens once.  Sets whose captions are made from classes: captioned.py.
 """
 
+import hashlib
 import logging
 import os
 from collections import Counter, OrderedDict
@@ -33,6 +34,7 @@ Tokenize = Callable[[list[str]], Any]
 """Captions -> int64 (captions, context length)."""
 TOKENIZE_AT_ONCE = 4096
 MAX_OPEN_TARS = 64
+TAIL_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class RowIndex:
     """int32: each row's first caption, a row of token_UL."""
     num_captions_N: np.ndarray
     """int32: how many captions the row has, one after the other; each time it is seen one of them is drawn."""
+    twin_N: np.ndarray
+    """uint64: equal for copies of one row, which have the same caption or label and the same image (hash_row)."""
     token_UL: np.ndarray
     """int32 (distinct captions, context length)."""
     sets: tuple["SetRows", ...]
@@ -100,6 +104,8 @@ class Located(NamedTuple):
     """Position of each image's text in `texts`."""
     texts: list[str]
     """Distinct."""
+    twins: list[int]
+    """hash_row of each."""
     counts: Counts
 
 
@@ -126,6 +132,7 @@ def read_index(urls: Sequence[str], *, tokenize: Tokenize, quiet: bool = False) 
         np.array(found.sizes, np.int32),
         np.array(found.text_of, np.int32),
         np.ones(num_rows, np.int32),
+        np.array(found.twins, np.uint64),
         tokenize_all(found.texts, tokenize),
         (SetRows(ROWS, found.counts, num_rows),),
     )
@@ -136,7 +143,7 @@ def locate_rows(urls: Sequence[str], extension: str, reason: str, *, quiet: bool
 
     Raises PoolError when there is not one.
     """
-    found = Located([], [], [], [], [], Counts(read=0, kept=0))
+    found = Located([], [], [], [], [], [], Counts(read=0, kept=0))
     places: dict[str, int] = {}
     failed: Counter[str] = Counter()
     for tar, url in enumerate(tqdm(urls, desc="index", unit="tar", disable=quiet)):
@@ -144,11 +151,12 @@ def locate_rows(urls: Sequence[str], extension: str, reason: str, *, quiet: bool
             if isinstance(row, str):
                 failed[row] += 1
                 continue
-            image, text = row
+            image, text, twin = row
             found.tars.append(tar)
             found.offsets.append(image.offset)
             found.sizes.append(image.size)
             found.text_of.append(places.setdefault(text, len(places)))
+            found.twins.append(twin)
     if not found.tars:
         why = ", ".join(f"{reason}: {num}" for reason, num in sorted(failed.items())) or "the tars are empty"
         raise PoolError(f"no row of {len(urls)} tars (first {urls[0]!r}) can be trained on: {why}.")
@@ -156,8 +164,8 @@ def locate_rows(urls: Sequence[str], extension: str, reason: str, *, quiet: bool
     return found._replace(texts=list(places), counts=Counts(read=num_rows + failed.total(), kept=num_rows, failed=lost))
 
 
-def _index_tar(url: str, extension: str, reason: str) -> Iterator[tuple[Member, str] | str]:
-    """Yield (image member, text) for each row of one tar, or the reason why it has none."""
+def _index_tar(url: str, extension: str, reason: str) -> Iterator[tuple[Member, str, int] | str]:
+    """Yield (image member, text, hash_row) for each row of one tar, or the reason why it has none."""
     reader = TarReader([url])
     try:
         for row in read_rows(url, contents=not is_local(url)):
@@ -168,12 +176,24 @@ def _index_tar(url: str, extension: str, reason: str) -> Iterator[tuple[Member, 
                 yield reason
             else:
                 content = reader.read(0, text.offset, text.size) if is_local(url) else text.content
-                yield image, content.decode("utf-8", "replace")
+                tail = image.content[-TAIL_BYTES:]
+                if is_local(url):
+                    tail = reader.read(0, image.offset + max(0, image.size - TAIL_BYTES), min(image.size, TAIL_BYTES))
+                yield image, content.decode("utf-8", "replace"), hash_row(content, image.size, tail)
     except BrokenTar as error:
         log.warning("train: rows after the damage are lost: %s", error)
         yield REASON_TRUNCATED_TAR
     finally:
         reader.close()
+
+
+def hash_row(text: bytes, size: int, tail: bytes) -> int:
+    """Return 64 bits of a row's caption, its image's bytes in number and the last of them.
+
+    The shards stage copies a repeated row's bytes, so its copies agree.  So do rows of different uids that have the
+    same image file and caption, and hardly any others.
+    """
+    return int.from_bytes(hashlib.blake2b(b"%d %b%b" % (size, tail, text), digest_size=8).digest(), "little")
 
 
 def _find_member(row: TarRow, extensions: Sequence[str]) -> Member | None:

@@ -3,11 +3,17 @@
 import json
 import math
 import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pipeline.errors import StageError
 from pipeline.storage import exists, is_local, read_bytes, write_bytes
+
+T = TypeVar("T")
+Report = Callable[[dict[str, Any]], None]
+"""Takes the values of a line to where else they are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,36 +30,79 @@ class Metrics:
     """Used in this step."""
     logit_scale: float
     """Factor on the cosines after this step, 1 to 100."""
-    grad_norm: float
-    """Total norm of all gradients, before clipping."""
+    grad_norm: float | None
+    """Total norm of all gradients, before clipping; null where fp16 overflowed and the step was passed over."""
     samples_per_s: float
-    """Since the line before."""
+    """Since the line before, as are the next three."""
+    data_wait: float
+    """Share of the time in which the step waited for its batch."""
+    tflop_per_s: float | None
+    """Useful work of the model, in 10^12 floating-point operations a second; null where it cannot be counted."""
+    mfu: float | None
+    """That over the device's peak in bf16; null for a CPU or an unknown GPU."""
 
 
 class MetricsLog:
     """Appends lines for one process's part of a run, and measures the rate between them."""
 
-    def __init__(self, url: str, *, step: int, batch_size: int) -> None:
-        self.url, self.batch_size = url, batch_size
-        self._step, self._time = step, time.perf_counter()
+    def __init__(
+        self,
+        url: str,
+        *,
+        step: int,
+        batch_size: int,
+        flops: float | None = None,
+        peak: float | None = None,
+        reports: Sequence[Report] = (),
+    ) -> None:
+        """`flops` is the work of a sample; `peak` what the device could do, in FLOP/s."""
+        self.url, self.batch_size, self.flops, self.peak, self.reports = url, batch_size, flops, peak, reports
+        self._step, self._time, self._waited = step, time.perf_counter(), 0.0
 
-    def write(self, *, step: int, loss: float, learning_rate: float, logit_scale: float, grad_norm: float) -> None:
+    def time_waits(self, batches: Iterable[T]) -> Generator[T, None, None]:
+        """Yield the same batches, adding up how long each was waited for."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def write(
+        self,
+        *,
+        step: int,
+        loss: float,
+        learning_rate: float,
+        logit_scale: float,
+        grad_norm: float,
+        may_overflow: bool = False,
+    ) -> None:
         """Append the line of a step.  Raises StageError if the gradient is not finite, as the weights then are lost."""
-        if not math.isfinite(grad_norm):
+        is_finite = math.isfinite(grad_norm)
+        if not is_finite and not may_overflow:
             raise StageError(f"train: the gradient became {grad_norm} at step {step}. Lower learning_rate.")
         now = time.perf_counter()
-        rate = (step - self._step) * self.batch_size / (now - self._time)
-        self._step, self._time = step, now
+        rate, wait = (step - self._step) * self.batch_size / (now - self._time), self._waited / (now - self._time)
+        self._step, self._time, self._waited = step, now, 0.0
         line = Metrics(
             step=step,
             samples=step * self.batch_size,
             loss=loss,
             learning_rate=learning_rate,
             logit_scale=logit_scale,
-            grad_norm=grad_norm,
+            grad_norm=grad_norm if is_finite else None,
             samples_per_s=round(rate, 1),
+            data_wait=round(wait, 3),
+            tflop_per_s=None if self.flops is None else round(rate * self.flops / 1e12, 3),
+            mfu=None if self.flops is None or self.peak is None else round(rate * self.flops / self.peak, 4),
         )
         _append(self.url, (json.dumps(asdict(line)) + "\n").encode())
+        for report in self.reports:
+            report(asdict(line))
 
 
 def _append(url: str, content: bytes) -> None:

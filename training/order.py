@@ -6,7 +6,6 @@ number of positions each row was drawn floor or ceil of its share.  Random numbe
 """
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,17 +27,15 @@ def rows_at(positions: range, *, num_rows: int, seed: int) -> np.ndarray:
     return rows
 
 
-def mixed_rows_at(positions: range, *, sets: Sequence[tuple[int, int]], seed: int) -> np.ndarray:
-    """Return int64 (positions,): the row at each position of a union of sets, each (rows, rows per epoch).
+def order_epoch(seed: int, epoch: int, sets: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Return the rows of one epoch of a union of sets, each (rows, rows per epoch), in order; not to be written to.
 
-    An epoch holds exactly `rows per epoch` of each set, in an order of its own.  The rows of a set come in the order of
-    `rows_at` over that set alone, so each is seen floor or ceil of its share too.  Row numbers run on from set to set.
+    It holds exactly `rows per epoch` of each set.  The rows of a set come in the order of `rows_at` over that set
+    alone, so each is seen floor or ceil of its share too.  Row numbers run on from set to set.
     """
     if all(num_rows == per_epoch for num_rows, per_epoch in sets):
-        return rows_at(positions, num_rows=sum(num_rows for num_rows, _ in sets), seed=seed)
-    length = sum(per_epoch for _, per_epoch in sets)
-    places = (divmod(position, length) for position in positions)
-    return np.array([_mix_epoch(seed, epoch, tuple(sets))[place] for epoch, place in places], np.int64)
+        return _permute(seed, epoch, sum(num_rows for num_rows, _ in sets))
+    return _mix_epoch(seed, epoch, sets)
 
 
 @functools.lru_cache(maxsize=2)
@@ -68,6 +65,12 @@ def _permute(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     """Return the order of one epoch; two are kept because a batch can span two."""
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
     return generator.permutation(num_rows).astype(np.int32 if num_rows < 2**31 else np.int64)
+
+
+def shuffle_window(seed: int, window: int, num_rows: int) -> np.ndarray:
+    """Return int64 (num_rows,): an order of range(num_rows)."""
+    key = np.array([seed ^ (0x317D << 32), window], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(num_rows)
 
 
 def hash_counters(seed: int, positions: np.ndarray, num: int) -> np.ndarray:

@@ -11,22 +11,26 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from pipeline.clip_model import open_model, pick_device, sha256_of_model
-from pipeline.errors import StageError
+from pipeline.clip_model import pick_device, sha256_of_model
+from pipeline.errors import StageError, Stopped
 from pipeline.manifest import Counts, Manifest, find_done, hash_json, write_manifest
-from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RESUME, RUN_MODEL
+from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RUN_INDEX, RUN_MODEL
 from pipeline.storage import fingerprint, join, remove, sweep_temporaries
-from training.captioned import TrainSet, as_sets, identify_sets, read_sets, split_heldout
-from training.checkpoint import RunState, load_resume, save_resume, save_weights
+from training.captioned import TrainSet, as_sets, identify_sets, split_heldout
+from training.checkpoint import RunState, Saver, list_saves, load_resume, place_save, remove_saves, save_weights
 from training.config import TrainConfig, describe_choices
 from training.data import Batch, open_batches
-from training.images import Crop, normalise, read_crop
+from training.flops import count_flops, find_peak
+from training.images import Crop, read_crop
 from training.index import RowIndex
-from training.loss import contrastive_loss
+from training.index_file import read_sets_once
 from training.metrics import MetricsLog
-from training.optim import build_optimizer, clamp_logit_scale, learning_rate_at, set_learning_rate
-from training.order import step_seed
-from training.start import check_reopens, find_start
+from training.optim import build_optimizer, learning_rate_at
+from training.reports import open_reports
+from training.start import find_start, open_start
+from training.step import take_step
+from training.stopping import take_until, watch_sigterm
+from training.text import check_cut
 
 
 def train(
@@ -50,28 +54,44 @@ def train(
     sets = as_sets(data)
     wanted = plan_run(config, data, weights=sha256_of_model(start.model), parents=parents)
     if done := find_done(out, wanted):
-        remove(join(out, RESUME))
+        remove(join(out, RUN_INDEX))
+        if config.keep_checkpoints == 1:
+            remove_saves(out)
         return done
     place = choose_device(device)
-    torch.manual_seed(config.seed)
-    opened = open_model(start.model, device=place)
-    check_reopens(start, opened)
-    model, crop = opened.model.train(), read_crop(opened.train_transform, config.augment)
-    index = read_sets(sets, tokenize=opened.tokenize, quiet=quiet)
+    opened = open_start(start, config, device=place)
+    if config.cut_text:
+        check_cut(opened.model, config.model)
+    model, crop = opened.model, read_crop(opened.train_transform, config.augment, config.pixels)
+    index = read_sets_once(sets, opened, out=out, architecture=start.architecture, quiet=quiet)
     if config.heldout:
         index, _ = split_heldout(index, config.heldout, seed=config.seed)
     never_N = torch.zeros(index.num_rows, dtype=torch.bool)
-    state = RunState(model, build_optimizer(model, config), never_N, never_N.clone())
+    scaler = torch.amp.GradScaler(place.type, enabled=config.precision == "fp16")
+    state = RunState(model, build_optimizer(model, config), never_N, never_N.clone(), scaler)
     for stale in (MANIFEST, RUN_MODEL):
         remove(join(out, stale))
     sweep_temporaries(out)
     load_resume(out, state, identity=wanted.identity)
-    with closing(_open_rest(config, state, index, crop, pin=place.type == "cuda")) as batches:
-        _run_steps(config, state, batches, crop, out=out, identity=wanted.identity, quiet=quiet)
+    metrics = MetricsLog(
+        join(out, METRICS),
+        step=state.step,
+        batch_size=config.batch_size,
+        flops=count_flops(model, context_length=index.token_UL.shape[1]),
+        peak=find_peak(place),
+        reports=open_reports(config.report_to, out, step=state.step, identity=wanted.identity),
+    )
+    with (
+        closing(_open_rest(config, state, index, crop, pin=place.type == "cuda")) as batches,
+        closing(Saver(out, identity=wanted.identity, keep=config.keep_checkpoints)) as saver,
+    ):
+        _run_steps(config, state, batches, crop, metrics=metrics, saver=saver, quiet=quiet)
     save_weights(out, model, architecture=start.architecture)
     manifest = _finish(wanted, config, state, index)
     write_manifest(out, manifest)
-    remove(join(out, RESUME))
+    remove(join(out, RUN_INDEX))
+    if config.keep_checkpoints == 1:
+        remove_saves(out)
     return manifest
 
 
@@ -100,6 +120,8 @@ def plan_run(
     origins = dict(origins if parents is None else parents)
     if weights:
         origins["weights"] = weights
+    if config.lock_text:
+        origins["lock_text"] = sha256_of_model(config.lock_text) or ""
     return Manifest(stage="train", config=choices, parents=origins)
 
 
@@ -112,6 +134,7 @@ def _open_rest(
         crop=crop,
         batch_size=config.batch_size,
         seed=config.seed,
+        sampler=config.sampler,
         steps=range(state.step, config.num_steps),
         num_workers=config.num_workers,
         pin=pin,
@@ -119,15 +142,21 @@ def _open_rest(
 
 
 def _run_steps(
-    config: TrainConfig, state: RunState, batches: Iterable[Batch], crop: Crop, *, out: str, identity: str, quiet: bool
+    config: TrainConfig,
+    state: RunState,
+    batches: Iterable[Batch],
+    crop: Crop,
+    *,
+    metrics: MetricsLog,
+    saver: Saver,
+    quiet: bool,
 ) -> None:
-    """Take a step per batch, logging and saving as the config says."""
+    """Take a step per batch, logging and saving as the config says; on SIGTERM save and raise Stopped."""
     seen = state.step * config.batch_size
     bar = tqdm(desc="train", unit="sample", total=config.samples, initial=seen, disable=quiet)
-    metrics = MetricsLog(join(out, METRICS), step=state.step, batch_size=config.batch_size)
     waiting: list[torch.Tensor] = []
-    with bar:
-        for batch in batches:
+    with bar, watch_sigterm() as asked:
+        for batch in take_until(asked, metrics.time_waits(batches)):
             is_last = state.step + 1 == config.num_steps
             is_logged = is_last or (state.step + 1) % config.log_every_steps == 0
             is_saved = not is_last and (state.step + 1) % config.checkpoint_every_steps == 0
@@ -135,7 +164,7 @@ def _run_steps(
             waiting.append(loss)
             bar.update(config.batch_size)
             if is_logged or is_saved:
-                _collect_losses(state, waiting, out)
+                _collect_losses(state, waiting, saver)
             if is_logged:
                 metrics.write(
                     step=state.step,
@@ -143,48 +172,36 @@ def _run_steps(
                     learning_rate=learning_rate_at(state.step - 1, config),
                     logit_scale=float(state.model.logit_scale.detach().exp()),
                     grad_norm=float(grad_norm),  # type: ignore[arg-type]
+                    may_overflow=config.precision == "fp16",
                 )
                 bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
+            saver.check()
             if is_saved:
-                save_resume(out, state, identity=identity)
+                saver.save(state)
+        if state.step < config.num_steps:
+            _collect_losses(state, waiting, saver)
+            saver.save(state)
+            saver.finish()
+            raise Stopped(
+                f"train: stopped by SIGTERM after step {state.step} of {config.num_steps}; the state is saved in "
+                f"{saver.out}. Run the same command again to go on."
+            )
+    saver.finish()
 
 
-def take_step(
-    config: TrainConfig, state: RunState, batch: Batch, crop: Crop, *, with_norm: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Train on one batch; return its loss and, if asked or clipping, the gradient norm, both still on the device."""
-    model, optimizer, device = state.model, state.optimizer, state.model.logit_scale.device
-    torch.manual_seed(step_seed(config.seed, state.step))
-    set_learning_rate(optimizer, learning_rate_at(state.step, config))
-    image_BCHW = normalise(batch.pixel_BHWC.to(device, non_blocking=True), crop)
-    token_BL = batch.token_BL.to(device, non_blocking=True).long()
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        image_BD = model.encode_image(image_BCHW, normalize=True)
-        text_BD = model.encode_text(token_BL, normalize=True)
-        loss = contrastive_loss(image_BD, text_BD, model.logit_scale.exp())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = None
-    if with_norm or config.grad_clip_norm is not None:
-        limit = math.inf if config.grad_clip_norm is None else config.grad_clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    optimizer.step()
-    clamp_logit_scale(model)
-    state.step += 1
-    state.is_seen_N[batch.row_B] = True
-    state.is_unreadable_N[batch.unreadable] = True
-    state.num_unreadable_draws += len(batch.unreadable)
-    return loss.detach(), norm
-
-
-def _collect_losses(state: RunState, waiting: list[torch.Tensor], out: str) -> None:
+def _collect_losses(state: RunState, waiting: list[torch.Tensor], saver: Saver) -> None:
     """Fetch the losses since the last fetch.  Raises StageError naming the first step whose loss is not finite."""
-    for loss in torch.stack(waiting).tolist():
+    for loss in torch.stack(waiting).tolist() if waiting else ():
         state.losses.append(loss)
         if not math.isfinite(loss):
+            saver.finish()
+            saves = [step for step in list_saves(saver.out) if step < len(state.losses)]
+            last = (
+                f"The last good save is {place_save(saver.out, saves[-1])}." if saves else "There is no save before it."
+            )
             raise StageError(
-                f"train: the loss became {loss} at step {len(state.losses)}. The state before it, if any was saved, is "
-                f"{join(out, RESUME)}. Lower learning_rate, raise warmup_steps or set grad_clip_norm."
+                f"train: the loss became {loss} at step {len(state.losses)}. {last} "
+                "Lower learning_rate, raise warmup_steps or set grad_clip_norm."
             )
     waiting.clear()
 

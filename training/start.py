@@ -1,11 +1,35 @@
-"""What a run starts from: an architecture with fresh weights, or weights that a run directory can bring back."""
+"""What a run starts from: an architecture with fresh weights, or weights that a run directory can bring back.
 
+Weights may be of the same towers at another resolution (ViTamin-L to ViTamin-L-336); position embeddings are resampled.
+With a locked text tower, that tower comes from a model of its own (ViTamin's locked-text tuning, arXiv:2404.02132).
+"""
+
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from pipeline.clip_model import HUB_PREFIX, OpenedClip, fetch_weights, find_clip, open_model
+import torch
+
+from pipeline.clip_model import (
+    HUB_PREFIX,
+    OpenedClip,
+    describe_architecture,
+    fetch_weights,
+    find_clip,
+    open_model,
+)
 from pipeline.errors import ConfigError, ModelError
 from pipeline.filesystem import find_place
 from pipeline.storage import is_folder
+from training.checkpoint import SIGLIP_LOGIT_BIAS
+from training.config import TrainConfig
+
+SIGLIP_LOG_SCALE = math.log(10)
+"""Where SigLIP's logit scale starts (arXiv:2303.15343, section 3.2); CLIP's starts at ln(1 / 0.07)."""
+POSITIONS = {"visual.positional_embedding": 1, "visual.trunk.pos_embed": 0}
+"""Position embeddings of open_clip's own and of ViTamin's image towers -> how many are of no place in the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +51,7 @@ def find_start(model: str, init: str | None, *, out: str) -> Start:
     Raises ModelError for a start whose result could not be opened again, ConfigError for one that `model` is not of.
     """
     source = find_clip(model)
-    if source.architecture.startswith(HUB_PREFIX):
+    if source.brings_config:
         raise ModelError(
             f"cannot train on from {model!r}: open_clip reads a hub model's weights from the hub only, so the "
             "trained ones could not be opened. Name its architecture, and the hub model as init."
@@ -47,9 +71,9 @@ def _find_init(architecture: str, init: str) -> str:
     is_tag = not ("/" in init or "@" in init or is_folder(init) or init.startswith(HUB_PREFIX))
     model = f"{architecture}/{init}" if is_tag else init
     given = find_clip(model)
-    if given.architecture.startswith(HUB_PREFIX):
+    if given.brings_config:
         return f"{architecture}@{fetch_weights(given)}"
-    if given.architecture != architecture:
+    if not _is_resized(given.architecture, architecture):
         raise ConfigError(
             f"init {init!r} is a {given.architecture}, not a {architecture}: train that, or start afresh."
         )
@@ -58,11 +82,108 @@ def _find_init(architecture: str, init: str) -> str:
     return model
 
 
+def _is_resized(given: str, wanted: str) -> bool:
+    """Return whether two architectures are the same but for the size of images."""
+    return given == wanted or _without_size(given) == _without_size(wanted)
+
+
+def _without_size(architecture: str) -> dict[str, Any]:
+    settings = describe_architecture(architecture)
+    image = {name: value for name, value in settings["vision_cfg"].items() if name != "image_size"}
+    if "timm_model_name" in image:
+        image["timm_model_name"] = re.sub(r"_\d+$", "", image["timm_model_name"])
+    return settings | {"vision_cfg": image}
+
+
+def open_start(start: Start, config: TrainConfig, *, device: torch.device) -> OpenedClip:
+    """Return the model that a run begins with, in training mode; fresh weights are drawn by the seed.
+
+    Raises ModelError for weights that do not fit, or whose preprocessing a run directory would not bring back.
+    """
+    settings: dict[str, float] = {}
+    if config.loss == "siglip":
+        settings = {"init_logit_scale": SIGLIP_LOG_SCALE, "init_logit_bias": SIGLIP_LOGIT_BIAS}
+    if config.patch_dropout:
+        settings["force_patch_dropout"] = config.patch_dropout
+    torch.manual_seed(config.seed)
+    if find_clip(start.model).architecture == start.architecture:
+        opened = open_model(start.model, device=device, **settings)
+        check_reopens(start, opened)
+    else:
+        opened = open_model(start.architecture, device=device, **settings)
+        given = open_model(start.model)
+        check_reopens(start, given)
+        opened.model.load_state_dict(resize_positions(given.model.state_dict(), opened.model.state_dict()))
+    if config.lock_text:
+        lock_text(opened.model, config.lock_text)
+    set_checkpointing(opened.model, config.grad_checkpointing)
+    opened.model.train()
+    return opened
+
+
+def resize_positions(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights with position embeddings resampled (bicubic, antialiased) to the grid of `wanted`."""
+    from timm.layers import resample_abs_pos_embed
+
+    resized = dict(given)
+    for name, num_prefix in POSITIONS.items():
+        if name not in given or given[name].shape == wanted[name].shape:
+            continue
+        table_1ND = given[name].reshape(1, *given[name].shape[-2:])
+        side = math.isqrt(wanted[name].shape[-2] - num_prefix)
+        table_1ND = resample_abs_pos_embed(table_1ND, [side, side], num_prefix_tokens=num_prefix)
+        resized[name] = table_1ND.reshape(wanted[name].shape)
+    return resized
+
+
+def lock_text(model: Any, source: str) -> None:
+    """Give a model the text tower of another and freeze it.  Raises ModelError when it is built otherwise."""
+    if find_clip(source).weights is None and not find_clip(source).brings_config:
+        raise ConfigError(f"lock_text {source!r} names no weights: a frozen text tower must be a trained one.")
+    theirs = {_text_name(name): tensor for name, tensor in open_model(source).model.state_dict().items()}
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name.startswith(NOT_TEXT):
+            continue
+        other = theirs.get(_text_name(name))
+        if other is None or other.shape != tensor.shape:
+            found = "none" if other is None else tuple(other.shape)
+            raise ModelError(
+                f"lock_text {source!r}: its text tower is another than the model's: {name} is {found}, "
+                f"not {tuple(tensor.shape)}. Take an architecture with that text tower (ViTamin-S-LTT has ViTamin-L's)."
+            )
+        state[name] = other
+    model.load_state_dict(state)
+    model.lock_text_tower()
+
+
+NOT_TEXT = ("visual.", "logit_")
+
+
+def _text_name(name: str) -> str:
+    """Return a parameter's name without the prefix that some of open_clip's classes give the text tower."""
+    return name.removeprefix("text.")
+
+
+def set_checkpointing(model: Any, which: str) -> None:
+    """Let blocks compute their activations again in the backward pass: none, all, or ViTamin's conv stages (conv).
+
+    Raises ConfigError for conv stages where there are none.
+    """
+    if which == "all":
+        model.set_grad_checkpointing()
+    elif which == "conv":
+        stages: Any = getattr(getattr(getattr(model.visual, "trunk", None), "patch_embed", None), "backbone", None)
+        if not hasattr(stages, "grad_checkpointing"):
+            raise ConfigError("grad_checkpointing conv is for ViTamin, whose conv stages it means: say all, or none.")
+        stages.grad_checkpointing = True
+
+
 def check_reopens(start: Start, opened: OpenedClip) -> None:
     """Raise ModelError if the weights came with a preprocessing that a run directory would not bring back."""
     if start.is_fresh:
         return
-    fresh = open_model(start.architecture)
+    fresh = open_model(find_clip(start.model).architecture)
     if repr(fresh.eval_transform) != repr(opened.eval_transform):
         raise ModelError(
             f"the weights {start.model!r} want another preprocessing than {start.architecture} alone has, and a "

@@ -8,7 +8,7 @@ from training.captioned import Classes, TrainSet, as_sets, divide_epoch, identif
 from training.data import open_batches
 from training.images import read_crop
 from training.index import TarReader, list_tars
-from training.order import mixed_rows_at, rows_at
+from training.order import order_epoch, rows_at
 
 CAPTIONS = (("a cat", "one cat", "the cat"), ("a dog", "one dog", "the dog"))
 
@@ -73,21 +73,19 @@ def test_a_caption_is_drawn_anew_each_epoch_and_evenly(opened, sets):
 @pytest.mark.parametrize("sizes", [[(7, 5), (4, 6)], [(1, 3), (50, 20), (9, 37)], [(6, 1), (6, 11)]])
 def test_shares_are_exact_in_every_epoch(sizes):
     length, starts = sum(quota for _, quota in sizes), np.cumsum([0] + [num for num, _ in sizes])
-    rows = mixed_rows_at(range(8 * length), sets=sizes, seed=5)
+    rows = np.concatenate([order_epoch(5, epoch, tuple(sizes)) for epoch in range(8)])
     sets = np.searchsorted(starts, rows, side="right") - 1
     for epoch in sets.reshape(8, length):
         assert [int((epoch == n).sum()) for n in range(len(sizes))] == [quota for _, quota in sizes]
     for number, (num_rows, quota) in enumerate(sizes):
         times = np.bincount(rows[sets == number] - starts[number], minlength=num_rows)
         assert set(times) <= {8 * quota // num_rows, -(-8 * quota // num_rows)}
-    pieces = [mixed_rows_at(range(s, s + length // 2), sets=sizes, seed=5) for s in range(0, length, length // 2)]
-    assert np.array_equal(np.concatenate(pieces)[:length], rows[:length])
     assert any((np.diff(epoch) < 0).any() for epoch in sets.reshape(8, length)), "the sets stand in blocks"
 
 
 def test_without_shares_a_union_is_one_big_set():
-    sizes = [(7, 7), (4, 4)]
-    assert np.array_equal(mixed_rows_at(range(50), sets=sizes, seed=2), rows_at(range(50), num_rows=11, seed=2))
+    union = np.concatenate([order_epoch(2, epoch, ((7, 7), (4, 4))) for epoch in range(5)])
+    assert np.array_equal(union, rows_at(range(55), num_rows=11, seed=2))
 
 
 def test_epochs_are_divided_by_largest_remainders():

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.clip_model import open_model
+from pipeline.errors import StageError
+from training.checkpoint import RunState, Saver, list_saves, load_resume, snapshot, write_save
 from training.config import TrainConfig
 from training.metrics import MetricsLog, cut_metrics
 from training.run import train
@@ -30,7 +33,7 @@ def run_and_kill(config, data, out):
     command = [sys.executable, "-c", PROGRAM, repr(config), str(data), str(out)]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
-        while process.poll() is None and not (out / "resume.pt").exists():
+        while process.poll() is None and not list(out.glob("resume-*.pt")):
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -50,7 +53,7 @@ def test_a_killed_run_ends_with_the_same_bytes(squares, square_rows, write_shard
     config = TrainConfig(**SETTINGS, **HOW)
     wanted = train(config, data=str(data), out=str(whole), quiet=True)
     run_and_kill(SETTINGS | HOW, data, killed)
-    (killed / ".tmp-00000000000000000000000000000000-resume.pt").write_bytes(b"half a file")
+    (killed / ".tmp-00000000000000000000000000000000-resume-00000009.pt").write_bytes(b"half a file")
     with caplog.at_level(logging.INFO, logger="winnow"):
         assert train(config, data=str(data), out=str(killed), quiet=True) == wanted
     assert "going on from step" in caplog.text
@@ -80,12 +83,75 @@ def test_lines_after_the_resumed_step_are_cut(tmp_path):
 )
 def test_a_leftover_that_cannot_be_used_is_named(squares, tmp_path, caplog, content, message):
     if isinstance(content, bytes):
-        (tmp_path / "resume.pt").write_bytes(content)
+        (tmp_path / "resume-00000003.pt").write_bytes(content)
     else:
-        torch.save(content, tmp_path / "resume.pt")
+        torch.save(content, tmp_path / "resume-00000003.pt")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
     config = TrainConfig(**SETTINGS | {"samples": 64}, log_every_steps=1)
     manifest = train(config, data=str(squares), out=str(tmp_path), quiet=True)
-    assert message in caplog.text and "resume.pt" in caplog.text
+    assert message in caplog.text and "resume-00000003.pt" in caplog.text
     assert manifest.facts["samples_seen"] == 64 and [s for s, *_ in read_losses(tmp_path)] == [1, 2]
-    assert not (tmp_path / "resume.pt").exists()
+    assert not (tmp_path / "resume-00000003.pt").exists()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(squares, tmp_path):
+    """Sent to the process before its first save is due, so that only the signal can have made one."""
+    choices = [f"train.{name}={value}" for name, value in (SETTINGS | {"log_every_steps": 1}).items()]
+    words = [sys.executable, "-m", "jobs", "train", "--data", str(squares), "--out", str(tmp_path / "out"), *choices]
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 143 and "Run the same command again" in said and "Traceback" not in said
+    (step,) = list_saves(str(tmp_path / "out"))
+    assert 1 <= step < 24
+    config = TrainConfig(**SETTINGS, log_every_steps=1)
+    train(config, data=str(squares), out=str(tmp_path / "whole"), quiet=True)
+    train(config, data=str(squares), out=str(tmp_path / "out"), quiet=True)
+    assert read_losses(tmp_path / "out") == read_losses(tmp_path / "whole")
+    assert (tmp_path / "out/checkpoint.pt").read_bytes() == (tmp_path / "whole/checkpoint.pt").read_bytes()
+    assert not list_saves(str(tmp_path / "out"))
+
+
+def test_the_newest_saves_are_kept_and_open_as_models(squares, tmp_path):
+    config = TrainConfig(**SETTINGS, checkpoint_every_steps=5, keep_checkpoints=3)
+    train(config, data=str(squares), out=str(tmp_path), quiet=True)
+    assert list_saves(str(tmp_path)) == [10, 15, 20]
+    early, late = (open_model(f"winnow-vit-tiny@{tmp_path}/resume-{step:08d}.pt").model for step in (10, 20))
+    assert not torch.equal(early.logit_scale, late.logit_scale)
+
+
+def make_state(step):
+    model = torch.nn.Linear(2, 2)
+    return RunState(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1), torch.zeros(1), step=step)
+
+
+def test_a_newest_save_that_is_broken_gives_way_to_the_one_before(tmp_path, caplog):
+    states = {step: make_state(step) for step in (5, 10)}
+    for state in states.values():
+        write_save(str(tmp_path), snapshot(state, identity="x"), keep=2)
+    (tmp_path / "resume-00000010.pt").write_bytes(b"rotten")
+    state = make_state(0)
+    assert load_resume(str(tmp_path), state, identity="x")
+    assert state.step == 5 and torch.equal(state.model.weight, states[5].model.weight)
+    assert "resume-00000010.pt" in caplog.text
+
+
+def test_a_snapshot_is_of_its_step_whatever_comes_after():
+    state = make_state(5)
+    before = state.model.weight.detach().clone()
+    content = snapshot(state, identity="x")
+    state.model.weight.data.add_(1)
+    assert torch.equal(content["state_dict"]["weight"], before)
+
+
+def test_a_save_that_fails_is_an_error_at_the_next_step(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    saver = Saver(str(tmp_path / "file"), identity="x", keep=1)
+    saver.save(make_state(5))
+    saver.close()
+    with pytest.raises(StageError, match="could not be saved"):
+        saver.check()
+    saver.check()

@@ -145,9 +145,15 @@ def test_faulty_rows_are_accounted(tmp_path, write_tar, write_shards, square_row
 
 def test_a_diverging_run_stops_and_names_the_step(squares, tmp_path):
     config = make_config(learning_rate=1e30, warmup_steps=0, log_every_steps=4)
-    with pytest.raises(StageError, match=r"loss became nan at step [2-4]\b"):
+    with pytest.raises(StageError, match=r"loss became nan at step [2-4]\. There is no save before it"):
         train(config, data=str(squares), out=str(tmp_path), quiet=True)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_diverging_run_names_its_last_good_save(squares, tmp_path):
+    config = make_config(learning_rate=1e30, warmup_steps=0, checkpoint_every_steps=1)
+    with pytest.raises(StageError, match=r"last good save is .*resume-00000001\.pt"):
+        train(config, data=str(squares), out=str(tmp_path), quiet=True)
 
 
 def test_a_changed_config_is_named_and_trained_afresh(finished, squares, tmp_path, caplog):

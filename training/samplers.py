@@ -1,0 +1,164 @@
+"""Which rows a batch gets: (seed, position) -> row, by name.  Pure, so that the position is all the state there is.
+
+exact      epoch after epoch, every row floor or ceil of its share, and copies of one row in different batches
+datacomp   shards drawn with replacement and read whole, as open_clip's --dataset-resampled, which DataComp's runs use
+
+`exact` lays the epochs of order.py end to end.  Where a batch would hold two copies of a row (index.py: twin_N), or, as
+it spans two epochs, a row of the last twice, the second changes places with a row of another batch, and nothing else
+moves.  A row with more copies than its epoch has batches cannot be kept apart: what is over stays where it fell.
+
+`datacomp` differs from open_clip 3.3.0 data.py in what made that stream irreproducible or cut it: one stream for the
+run, not one per loader process, so a batch comes from one or two shards and not from one per GPU; rows are shuffled
+within windows of WINDOW_ROWS of the stream, not through a buffer of that size; no buffer is thrown away when a
+checkpoint is written; an unreadable row is replaced, not left out; the budget is exact.  What is the same: each draw
+takes every shard with equal chance, whatever its size, so that all rows have one expectation, the count of a shard is
+binomial, and after n rows of N a share of about exp(-n / N) was never seen.  A set with a share has its shards drawn as
+often as gives its rows that share.  Copies of a row may meet in a batch, as they do there.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from training.index import RowIndex
+from training.order import draw_uniform, hash_counters, order_epoch, shuffle_window
+
+WINDOW_ROWS = 5000
+"""open_clip's shuffle buffer."""
+DRAWS_AT_ONCE = 4096
+RowsAt = Callable[[range], np.ndarray]
+"""Positions -> int64 (positions,): the row at each."""
+
+
+def open_sampler(name: str, index: RowIndex, *, batch_size: int, seed: int) -> RowsAt:
+    """Return the sampler of that name over the rows of an index."""
+    if name == "datacomp":
+        return DatacompSampler(index, seed=seed).rows_at
+    return ExactSampler(index, batch_size=batch_size, seed=seed).rows_at
+
+
+class ExactSampler:
+    """Every row floor or ceil of its share, copies apart.  What it keeps are the last two epochs, to save work."""
+
+    def __init__(self, index: RowIndex, *, batch_size: int, seed: int) -> None:
+        self.sets = tuple((part.num_rows, part.per_epoch) for part in index.sets)
+        self.length = sum(per_epoch for _, per_epoch in self.sets)
+        self.batch_size, self.seed = batch_size, seed
+        distinct, self.twin_N = np.unique(index.twin_N, return_inverse=True)
+        repeats = any(per_epoch > num_rows for num_rows, per_epoch in self.sets)
+        self.may_meet = repeats or len(distinct) < index.num_rows
+        self._orders: dict[int, np.ndarray] = {}
+
+    def rows_at(self, positions: range) -> np.ndarray:
+        """Return int64 (positions,): the row at each."""
+        epochs = range(positions.start // self.length, -(-positions.stop // self.length))
+        pieces = []
+        for epoch in epochs:
+            start = epoch * self.length
+            pieces.append(self._order(epoch)[max(0, positions.start - start) : positions.stop - start])
+        return np.concatenate(pieces).astype(np.int64)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = self._make_order(epoch)
+        return self._orders[epoch]
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        """Return the rows of an epoch, none in its first batch that the epoch before puts there.
+
+        Rows of that batch change places with rows of whole batches only, so the last one is as _part_twins left it, and
+        no epoch depends on more than the one before.
+        """
+        order = self._part_twins(epoch)
+        before = min(epoch * self.length % self.batch_size, self.length)
+        if not before:
+            return order
+        kept = self._orders.get(epoch - 1)
+        last = (self._part_twins(epoch - 1) if kept is None else kept)[-before:]
+        edges = self._find_edges(epoch)
+        whole = range(1, len(edges) - 1 - bool((epoch + 1) * self.length % self.batch_size))
+        twin_P, theirs = self.twin_N[order], self.twin_N[last]
+        for place in np.flatnonzero(np.isin(twin_P[: edges[1]], theirs)):
+            taken = np.concatenate([theirs, twin_P[: edges[1]]])
+            self._swap_away(epoch, order, twin_P, edges, int(place), taken, whole)
+        return order
+
+    def _part_twins(self, epoch: int) -> np.ndarray:
+        """Return the rows of an epoch, no two copies in one batch as far as this epoch fills it."""
+        order = order_epoch(self.seed, epoch, self.sets).copy()
+        if not self.may_meet:
+            return order
+        twin_P, edges = self.twin_N[order], self._find_edges(epoch)
+        batch_P = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+        by_batch = np.lexsort((twin_P, batch_P))
+        same = (np.diff(twin_P[by_batch]) == 0) & (np.diff(batch_P[by_batch]) == 0)
+        for place in np.sort(by_batch[1:][same]):
+            own = twin_P[edges[batch_P[place]] : edges[batch_P[place] + 1]]
+            if (own == twin_P[place]).sum() > 1:
+                self._swap_away(epoch, order, twin_P, edges, int(place), own, range(len(edges) - 1))
+        return order
+
+    def _find_edges(self, epoch: int) -> list[int]:
+        """Return where the batches begin in an epoch, and where it ends; the first and last may be parts of one."""
+        first = -epoch * self.length % self.batch_size
+        return [0, *range(first or self.batch_size, self.length, self.batch_size), self.length]
+
+    def _swap_away(
+        self,
+        epoch: int,
+        order: np.ndarray,
+        twin_P: np.ndarray,
+        edges: Sequence[int],
+        place: int,
+        taken: np.ndarray,
+        batches: range,
+    ) -> None:
+        """Let a row change places with one of another batch: none there is its copy, and that one's is not in `taken`.
+
+        The search starts at a batch drawn by (seed, position).  Where no batch will do the row stays.
+        """
+        drawn = int(hash_counters(self.seed ^ (0xA9A7 << 32), np.array([epoch * self.length + place]), 1)[0, 0])
+        for number in range(len(batches)):
+            batch = batches[(drawn + number) % len(batches)]
+            theirs = twin_P[edges[batch] : edges[batch + 1]]
+            free = () if twin_P[place] in theirs else np.flatnonzero(~np.isin(theirs, taken))
+            if len(free):
+                other = edges[batch] + free[drawn % len(free)]
+                for values in (order, twin_P):
+                    values[[place, other]] = values[[other, place]]
+                return
+
+
+class DatacompSampler:
+    """Shards with replacement, read whole.  What it keeps is which shards were drawn so far, 16 bytes each."""
+
+    def __init__(self, index: RowIndex, *, seed: int) -> None:
+        _, self.first_S, self.num_S = np.unique(index.tar_N, return_index=True, return_counts=True)
+        weights = np.concatenate([np.full(part.num_rows, part.per_epoch / part.num_rows) for part in index.sets])
+        self.chance_S = np.cumsum(weights[self.first_S]) / weights[self.first_S].sum()
+        self.seed = seed
+        self.shard_D, self.end_D = np.empty(0, np.int64), np.empty(0, np.int64)
+
+    def rows_at(self, positions: range) -> np.ndarray:
+        """Return int64 (positions,): the row at each."""
+        windows = range(positions.start // WINDOW_ROWS, -(-positions.stop // WINDOW_ROWS))
+        places = np.concatenate([w * WINDOW_ROWS + shuffle_window(self.seed, w, WINDOW_ROWS) for w in windows])
+        start = positions.start - windows.start * WINDOW_ROWS
+        place_P = places[start : start + len(positions)]
+        self._draw_until(int(windows.stop) * WINDOW_ROWS)
+        draw_P = np.searchsorted(self.end_D, place_P, side="right")
+        shard_P = self.shard_D[draw_P]
+        rows: np.ndarray = self.first_S[shard_P] + place_P - (self.end_D[draw_P] - self.num_S[shard_P])
+        return rows
+
+    def _draw_until(self, num_rows: int) -> None:
+        """Draw shards until they hold that many rows."""
+        while not len(self.end_D) or self.end_D[-1] < num_rows:
+            drawn = len(self.end_D)
+            more = max(DRAWS_AT_ONCE, drawn)
+            uniform_D = draw_uniform(self.seed ^ (0x54A2 << 32), np.arange(drawn, drawn + more), 1)[:, 0]
+            shard_D = np.minimum(np.searchsorted(self.chance_S, uniform_D, side="right"), len(self.first_S) - 1)
+            ends = np.cumsum(self.num_S[shard_D]) + (self.end_D[-1] if drawn else 0)
+            self.shard_D, self.end_D = np.append(self.shard_D, shard_D), np.append(self.end_D, ends)

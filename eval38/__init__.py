@@ -6,23 +6,28 @@ metrics.  Four groups have a mean too: ImageNet (1 task), its distribution shift
 retrieval (3).  Where only some tasks have data, the average says so: "partial average over 3 of 38 tasks".
 A user's own classification sets are evaluated beside the list and never counted.
 
-Implemented kind: classify (30 tasks).  Tasks of the other kinds (wilds, geographic, retrieve, winogavil, fairness) are
-reported as "not implemented yet" when their data is there.
-
-Where the numbers differ from DataComp's own: prompts are encoded in float32 (DataComp: float16 autocast), and CLEVR
-Distance has its six classes (DataComp's pinned CLIP_benchmark drops one).  Against CLIP_benchmark at 48de38c without
-autocast the metrics are the same.
+Every number stands in two columns: as DataComp computes it, mistakes included, and corrected.  docs/EVAL.md lists where
+they differ, and what is the same as in CLIP_benchmark at 48de38c.
 
 The map, in the order data flows:
 
-    tasks.py     the 40 rows, and rows for a user's own sets
-    config.py    EvalConfig: which tasks, batch size, number format
-    rows.py      a set in the hub's layout -> labelled images, checked against its row
-    embed.py     images and prompts -> unit vectors, decoding ahead of the model
-    metrics.py   acc1, acc5, mean per class recall; pure
-    classify.py  one set x one model -> metrics
-    results.py   eval_results.jsonl: lines, provenance, what may be kept
-    summary.py   lines -> task states, average, group means
-    evaluate.py  one model x all sets -> results and manifest; `evaluate` is the way in
-    table.py     the summary as plain text, for one model or several
+    tasks.py       the 40 rows, and rows for a user's own sets
+    config.py      EvalConfig: which tasks, batch size, number format
+    rows.py        a set in the hub's layout -> labelled images, checked against its row
+    metadata.py    the same with a row of metadata beside each image
+    archives.py    the hub's other layout: a table and a zip, or parquet
+    embed.py       images and prompts -> unit vectors, decoding ahead of the model, each prompt once
+    metrics.py     accuracies, recall, F1, worst groups; pure
+    classify.py    one set x one model -> metrics; so for each kind: wilds.py, geographic.py, fairness.py,
+                   retrieve.py, winogavil.py
+    features.py    images' vectors kept on disk, found again for other words
+    results.py     eval_results.jsonl: lines, provenance, what may be kept
+    outcomes.py    what the model made of each image, in a file per task
+    statistics.py  bootstrap intervals, paired tests; pure.  intervals.py: of a whole evaluation
+    summary.py     lines -> task states, averages, group means
+    evaluate.py    one model x all sets -> results and manifest; `evaluate` is the way in
+    table.py       the summary as plain text, for one model or several
+
+Beside the line: hub.py and download.py fetch sets (source.py: what was proven of them), compare.py sets models side by
+side, submission.py writes DataComp's leaderboard files, python_model.py opens a model of the user's own.
 """

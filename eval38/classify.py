@@ -1,74 +1,94 @@
 """Plain zero-shot classification: an image's class is the one whose vector is nearest.
 
-Shapes: N images, C classes, T templates, D dims, K best classes.
+Shapes: N images, C classes, D dims, K best classes.
+
+DataComp's number differs for a class list with a blank line (CLEVR Distance's fourth class): its pinned CLIP_benchmark
+1.4.0 drops such lines, so every later label means the class after its own, and the last no class at all.  That is
+repeated here as the DataComp column; the corrected one has all classes.  Fixed in CLIP_benchmark 832e17d.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from eval38.embed import Encoder, build_class_vectors, decode_batches
-from eval38.metrics import measure_classification
-from eval38.rows import PLACEHOLDER, EvalSet, LostImage, read_images
-from pipeline.errors import EvalError
+from eval38.embed import Embedder, spell_prompts
+from eval38.metrics import MIN_CLASSES_FOR_ACC5, Metrics, measure_classification
+from eval38.rows import EvalSet, LostImage, read_images
+from eval38.statistics import BEST, LABEL, TOP
 
-NUM_BEST = 5
-"""Classes kept of each image's ranking; acc5 needs no more."""
+RANKED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one task gave."""
 
-    metrics: dict[str, float | None]
+    metrics: Metrics
+    """As DataComp computes them, in its spelling."""
     num_images: int
-    """Images the metrics are over."""
+    """Images (WinoGAViL: instances) the metrics are over."""
     lost: tuple[LostImage, ...]
+    corrected: Metrics | None = None
+    """The metrics that are otherwise when computed rightly; None where DataComp's way is right."""
+    per_image: Mapping[str, Tensor] | None = None
+    """What the main metric is taken over (outcomes.py); None where there is no main metric."""
+    per_image_corrected: Mapping[str, Tensor] | None = None
+    """The same of the corrected main metric, where it is taken over something else."""
 
 
-def spell_prompts(eval_set: EvalSet) -> list[list[str]]:
-    """Return the C x T prompts of a set, by class and then template."""
-    return [[t.replace(PLACEHOLDER, name) for t in eval_set.templates] for name in eval_set.classes]
+class Ranking(NamedTuple):
+    """The nearest classes of each image."""
+
+    top_NK: Tensor
+    """int64, nearest first: five classes, or the nearest alone where there are fewer than five."""
+    best_N: Tensor
+    """int64: the nearest class, of equal ones the first."""
 
 
-def rank_classes(image_ND: Tensor, class_CD: Tensor) -> Tensor:
-    """Return the min(5, C) nearest classes of each image, nearest first: int64 (N, K).
+class Judged(NamedTuple):
+    """How a ranking does."""
 
-    Both are unit vectors.  Equal cosines come in torch.topk's order, as in CLIP_benchmark.
+    metrics: Metrics
+    per_image: dict[str, Tensor]
+    """Label and predictions of each image, in the names of statistics.py."""
+
+
+def list_prompts(eval_set: EvalSet) -> Iterator[str]:
+    """Yield what will be read: the prompts of every class list that is tried."""
+    yield from spell_prompts(eval_set.classes, eval_set.templates)
+
+
+def rank_classes(image_ND: Tensor, class_CD: Tensor) -> Ranking:
+    """Return the nearest classes of each image; both are unit vectors.
+
+    Equal cosines come in torch.topk's and torch.argmax's order, as in CLIP_benchmark and DataComp.
     """
-    cosine_NC = image_ND @ class_CD.T
-    return cosine_NC.topk(min(NUM_BEST, len(class_CD)), dim=1).indices
+    k = MIN_CLASSES_FOR_ACC5 if len(class_CD) >= MIN_CLASSES_FOR_ACC5 else 1
+    top_parts, best_parts = [], []
+    for part in torch.split(image_ND, RANKED_AT_ONCE):
+        cosine_NC = part @ class_CD.T
+        top_parts.append(cosine_NC.topk(k, dim=1).indices)
+        best_parts.append(cosine_NC.argmax(dim=1))
+    return Ranking(torch.cat(top_parts), torch.cat(best_parts))
 
 
-def classify(
-    eval_set: EvalSet,
-    encoder: Encoder,
-    text_MD: Tensor,
-    places: Mapping[str, int],
-    *,
-    batch_size: int,
-    quiet: bool = False,
-) -> Outcome:
-    """Return the metrics of a classification set; text_MD[places[prompt]] is the unit vector of a prompt.
+def evaluate(eval_set: EvalSet, model: Embedder) -> Outcome:
+    """Return the metrics of a classification set, and DataComp's beside them where it drops a blank class."""
+    seen = model.see_set(read_images(eval_set), eval_set)
+    label_N = torch.tensor(seen.truths)
+    classes = eval_set.classes
+    metrics, per_image = judge(seen.image_ND, model.embed_classes(classes, eval_set.templates), label_N)
+    if all(classes) or eval_set.task.group == "own":
+        return Outcome(metrics, len(label_N), seen.lost, per_image=per_image)
+    named = judge(seen.image_ND, model.embed_classes([name for name in classes if name], eval_set.templates), label_N)
+    return Outcome(named.metrics, len(label_N), seen.lost, metrics, named.per_image, per_image)
 
-    Raises EvalError for a label that is no class, or when not one image can be read.
-    """
-    place_CT = torch.tensor([[places[prompt] for prompt in row] for row in spell_prompts(eval_set)])
-    class_CD = build_class_vectors(text_MD, place_CT).to(encoder.device)
-    tops, labels, lost = [], [], list[LostImage]()
-    rows = read_images(eval_set)
-    with tqdm(total=eval_set.task.images, unit="image", desc=eval_set.task.name, disable=quiet) as progress:
-        for batch in decode_batches(rows, encoder.geometry, batch_size=batch_size):
-            lost += batch.lost
-            if len(batch.label_N):
-                tops.append(rank_classes(encoder.encode_images(batch.image_NHW3), class_CD).cpu())
-                labels.append(batch.label_N)
-            progress.update(len(batch.label_N) + len(batch.lost))
-    if not tops:
-        why = f"; the first: {lost[0].name}: {lost[0].message}" if lost else ""
-        raise EvalError(f"{eval_set.task.name}: none of {len(lost)} images could be read{why}.")
-    top_NK, label_N = torch.cat(tops), torch.cat(labels)
-    return Outcome(measure_classification(top_NK, label_N, num_classes=len(class_CD)), len(label_N), tuple(lost))
+
+def judge(image_ND: Tensor, class_CD: Tensor, label_N: Tensor) -> Judged:
+    """Return acc1, acc5 and mean_per_class_recall of images against class vectors, with what they are taken over."""
+    top_NK, best_N = rank_classes(image_ND, class_CD)
+    metrics = measure_classification(top_NK, best_N, label_N, num_classes=len(class_CD))
+    return Judged(metrics, {LABEL: label_N, TOP: top_NK, BEST: best_N})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from tqdm import tqdm
 
 from eval38.config import Precision
-from eval38.rows import LabelledImage, LostImage
+from eval38.features import FeatureCache, Seen, read_features, write_features
+from eval38.rows import PLACEHOLDER, EvalSet, ImageRow, LostImage
 from pipeline.clip_model import OpenedClip
-from pipeline.errors import ModelError
+from pipeline.errors import EvalError, ModelError
 from pipeline.images import UnreadableImage, decode_image
 from pipeline.schemas import REASON_UNREADABLE_IMAGE
 
@@ -38,14 +39,17 @@ Geometry = Callable[[Image.Image], Image.Image]
 """Resize and crop, PIL to PIL."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
-class ImageBatch:
+class ImageBatch(Generic[T]):
     """Decoded images of consecutive rows, and the rows among them that were lost."""
 
     image_NHW3: Tensor
     """uint8; empty when all rows were lost."""
-    label_N: Tensor
-    """int64."""
+    truths: tuple[T, ...]
+    """N long: what is known of each image."""
     lost: tuple[LostImage, ...]
 
 
@@ -76,7 +80,76 @@ class Encoder:
         reduced = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=reduced):
             features = encode(inputs)
-        return normalize(features.float(), dim=-1)
+        vector_ND = normalize(features.float(), dim=-1)
+        if not bool(vector_ND.isfinite().all()):
+            raise ModelError(f"the model gives vectors that are not finite in {self.precision}: did training diverge?")
+        return vector_ND
+
+
+class Embedder:
+    """An encoder that reads each prompt once, whichever tasks ask for it, and sees each set in one pass."""
+
+    def __init__(
+        self, encoder: Encoder, *, batch_size: int, quiet: bool = False, features: FeatureCache | None = None
+    ) -> None:
+        self.encoder, self.batch_size, self.quiet, self.features = encoder, batch_size, quiet, features
+        self._places: dict[str, int] = {}
+        self._text_MD = torch.empty(0, encoder.opened.embed_dim)
+
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Return unit vectors (M, D) of the prompts, which may repeat, on the CPU; known ones are not encoded again."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._places]
+        if new:
+            self._places |= {prompt: place for place, prompt in enumerate(new, start=len(self._places))}
+            self._text_MD = torch.cat([self._text_MD, self.encoder.encode_prompts(new, quiet=self.quiet)])
+        return self._text_MD[[self._places[prompt] for prompt in prompts]]
+
+    def embed_classes(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Return unit class vectors (C, D): the mean of a class's unit prompt vectors, made unit again.
+
+        Source: LAION-AI/CLIP_benchmark at 48de38c, zero_shot_classifier; float32 where DataComp runs it in float16.
+        """
+        text_CTD = self.embed_texts(spell_prompts(classes, templates)).view(len(classes), len(templates), -1)
+        return normalize(text_CTD.mean(dim=1), dim=-1)
+
+    def see_set(
+        self, rows: Iterable[ImageRow[T] | LostImage], eval_set: EvalSet, *, total: int | None = None
+    ) -> Seen[T]:
+        """Return what `see` does of a set's rows, from the feature cache where they are there; else keep them there.
+
+        `total`: rows expected, where it is not the set's number of images.
+        """
+        if self.features and (kept := read_features(self.features, eval_set)):
+            return kept
+        task = eval_set.task
+        seen = self.see(rows, name=task.name, total=task.images if total is None else total)
+        if self.features:
+            write_features(self.features, eval_set, seen)
+        return seen
+
+    def see(self, rows: Iterable[ImageRow[T] | LostImage], *, name: str, total: int | None = None) -> Seen[T]:
+        """Return the vectors of the rows' images with what is known of them, and the rows that were lost.
+
+        `name` and `total` (rows expected) are for the progress bar and messages.
+        Raises EvalError when not one image can be read.
+        """
+        vectors, truths, lost = list[Tensor](), list[T](), list[LostImage]()
+        with tqdm(total=total, unit="image", desc=name, disable=self.quiet) as progress:
+            for batch in decode_batches(rows, self.encoder.geometry, batch_size=self.batch_size):
+                lost += batch.lost
+                truths += batch.truths
+                if batch.truths:
+                    vectors.append(self.encoder.encode_images(batch.image_NHW3).cpu())
+                progress.update(len(batch.truths) + len(batch.lost))
+        if not vectors:
+            why = f"; the first: {lost[0].name}: {lost[0].message}" if lost else ""
+            raise EvalError(f"{name}: none of {len(lost)} images could be read{why}.")
+        return Seen(torch.cat(vectors), tuple(truths), tuple(lost))
+
+
+def spell_prompts(classes: Iterable[str], templates: Sequence[str]) -> list[str]:
+    """Return the C * T prompts, by class and then template."""
+    return [template.replace(PLACEHOLDER, name) for name in classes for template in templates]
 
 
 def split_transform(transform: Any) -> tuple[Geometry, Callable[[Tensor], Tensor]]:
@@ -90,18 +163,9 @@ def split_transform(transform: Any) -> tuple[Geometry, Callable[[Tensor], Tensor
     return Compose(steps[:-2]), steps[-1]
 
 
-def build_class_vectors(text_MD: Tensor, place_CT: Tensor) -> Tensor:
-    """Return unit class vectors (C, D): the mean of a class's unit prompt vectors, made unit again.
-
-    place_CT[c, t] (int64) is the row of text_MD for class c in template t.
-    Source: LAION-AI/CLIP_benchmark at 48de38c, zero_shot_classifier; float32 where DataComp runs it in float16.
-    """
-    return normalize(text_MD[place_CT].mean(dim=1), dim=-1)
-
-
 def decode_batches(
-    rows: Iterable[LabelledImage | LostImage], geometry: Geometry, *, batch_size: int, num_threads: int | None = None
-) -> Iterator[ImageBatch]:
+    rows: Iterable[ImageRow[T] | LostImage], geometry: Geometry, *, batch_size: int, num_threads: int | None = None
+) -> Iterator[ImageBatch[T]]:
     """Yield the rows in order, decoded in batches of `batch_size` rows; a lost row makes its batch smaller.
 
     One thread reads and `num_threads` (default: one per core) decode, at most three batches ahead.
@@ -109,7 +173,7 @@ def decode_batches(
     source = iter(rows)
     with ThreadPoolExecutor(num_threads or count_cores()) as decoders, ThreadPoolExecutor(1) as reader:
 
-        def read_batch() -> list[Future[ImageBatch]]:
+        def read_batch() -> list[Future[ImageBatch[T]]]:
             batch = list(islice(source, batch_size))
             pieces = [batch[start : start + PIECE_IMAGES] for start in range(0, len(batch), PIECE_IMAGES)]
             return [decoders.submit(decode_rows, piece, geometry) for piece in pieces]
@@ -125,9 +189,9 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def decode_rows(rows: Sequence[LabelledImage | LostImage], geometry: Geometry) -> ImageBatch:
+def decode_rows(rows: Sequence[ImageRow[T] | LostImage], geometry: Geometry) -> ImageBatch[T]:
     """Return the rows decoded, in order; one that cannot be is among the lost."""
-    images, labels, lost = [], [], list[LostImage]()
+    images, truths, lost = [], list[T](), list[LostImage]()
     for row in rows:
         if isinstance(row, LostImage):
             lost.append(row)
@@ -135,12 +199,12 @@ def decode_rows(rows: Sequence[LabelledImage | LostImage], geometry: Geometry) -
             lost.append(decoded)
         else:
             images.append(decoded)
-            labels.append(row.label)
+            truths.append(row.truth)
     image_NHW3 = torch.from_numpy(np.stack(images)) if images else torch.empty(0, dtype=torch.uint8)
-    return ImageBatch(image_NHW3, torch.tensor(labels, dtype=torch.int64), tuple(lost))
+    return ImageBatch(image_NHW3, tuple(truths), tuple(lost))
 
 
-def decode_row(row: LabelledImage, geometry: Geometry) -> "np.ndarray[Any, np.dtype[np.uint8]] | LostImage":
+def decode_row(row: ImageRow[Any], geometry: Geometry) -> "np.ndarray[Any, np.dtype[np.uint8]] | LostImage":
     """Return uint8 pixels (H, W, 3), turned to RGB before they are resized, or why there are none.
 
     CLIP_benchmark's webdatasets decode to RGB first, too; open_clip's own transform resizes first.
@@ -153,11 +217,11 @@ def decode_row(row: LabelledImage, geometry: Geometry) -> "np.ndarray[Any, np.dt
         return LostImage(row.name, REASON_UNREADABLE_IMAGE, f"{type(error).__name__}: {error}")
 
 
-def join_batches(pieces: Sequence[ImageBatch]) -> ImageBatch:
+def join_batches(pieces: Sequence[ImageBatch[T]]) -> ImageBatch[T]:
     """Return consecutive batches as one."""
-    images = [piece.image_NHW3 for piece in pieces if len(piece.label_N)]
+    images = [piece.image_NHW3 for piece in pieces if piece.truths]
     return ImageBatch(
         torch.cat(images) if images else torch.empty(0, dtype=torch.uint8),
-        torch.cat([piece.label_N for piece in pieces]),
+        tuple(truth for piece in pieces for truth in piece.truths),
         tuple(lost for piece in pieces for lost in piece.lost),
     )

@@ -1,9 +1,13 @@
 """eval_results.jsonl: one line per task in DataComp's form, strict JSON, with what the numbers were made from.
 
     {"key": ..., "dataset": display name, "metrics": {..., "main_metric": number},          as DataComp writes it
-     "images": N, "images_expected": N or null, "incomplete": bool,                          ours from here
-     "failed": {reason: count}, "lost": ["0.tar:s12: reason: message", ...], "provenance": {...}}
+     "corrected": {..., "main_metric": number},                                              ours from here
+     "images": N, "images_expected": N or null, "incomplete": bool,
+     "failed": {reason: count}, "lost": ["0.tar:s12: reason: message", ...], "provenance": {...},
+     "outcomes": {"compat": sha256 of its file (outcomes.py), ...}}
 
+`metrics` are computed as DataComp computes them, mistakes included; `corrected` is there only for a task where there
+is one, and holds only what is otherwise (docs/EVAL.md).  DataComp's aggregate_scores.py reads the file.
 A line whose provenance is what would be evaluated now is kept; another one is made again.
 """
 
@@ -14,10 +18,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from eval38.classify import Outcome
 from eval38.config import Precision
+from eval38.python_model import is_python_model, open_python_model, read_code
 from eval38.tasks import TASKS, Task
 from pipeline.clip_model import OpenedClip, find_clip, open_model, sha256_of_model
 from pipeline.errors import EvalError
@@ -30,6 +37,14 @@ log = logging.getLogger("winnow")
 MAX_NAMED = 100
 """Lost images named in a line; all of them are counted."""
 
+Column = Literal["compat", "corrected"]
+"""As DataComp computes it, or rightly."""
+
+REVISIONS = {"vtab/clevr_closest_object_distance": 2}
+"""Raised when the numbers of a task that stays otherwise the same change; part of its provenance."""
+OF_ONE_TASK = ("data_hash", "revision")
+"""Entries of the provenance that differ between the tasks of one run."""
+
 Row = dict[str, Any]
 """One line of the results file."""
 
@@ -41,14 +56,17 @@ class ModelIdentity:
     name: str
     """Architecture, with its pretrained tag if it has one."""
     sha256: str
-    """Of the weights file; for fresh weights, of the weights."""
+    """Of the weights file; for fresh weights, of the weights; for a user's own model, of its module and weights."""
 
 
 def identify_model(model: str, *, device: str) -> tuple[ModelIdentity, OpenedClip | None]:
     """Return a model's identity, and the model itself if it had to be opened for that (fresh weights)."""
+    if is_python_model(model):
+        made = open_python_model(model, device=device)
+        return ModelIdentity(model, hash_weights(made, code=read_code(model))), made
     source = find_clip(model)
     has_tag = source.weights is not None and not exists(source.weights)
-    name = f"{source.architecture}/{source.weights}" if has_tag else source.architecture
+    name = f"{source.name}/{source.weights}" if has_tag else source.name
     sha256 = sha256_of_model(model)
     if sha256 is not None:
         return ModelIdentity(name, sha256), None
@@ -56,18 +74,19 @@ def identify_model(model: str, *, device: str) -> tuple[ModelIdentity, OpenedCli
     return ModelIdentity(name, hash_weights(opened)), opened
 
 
-def hash_weights(opened: OpenedClip) -> str:
-    """Return the hex sha256 of an opened model's tensors, by name."""
-    digest = hashlib.sha256()
+def hash_weights(opened: OpenedClip, *, code: bytes = b"") -> str:
+    """Return the hex sha256 of the code that made a model, if it is known, and of its tensors, by name."""
+    digest = hashlib.sha256(code)
     for name, tensor in sorted(opened.model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
-def build_provenance(model: ModelIdentity, *, data_hash: str, precision: Precision) -> dict[str, Any]:
-    """Return all that decides a task's numbers: model, data, number format and library versions."""
-    return {
+def build_provenance(key: str, model: ModelIdentity, *, data_hash: str, precision: Precision) -> dict[str, Any]:
+    """Return all that decides a task's numbers: model, data, number format, library versions and our revision."""
+    revision = {"revision": REVISIONS[key]} if key in REVISIONS else {}
+    return revision | {
         "model": model.name,
         "model_sha256": model.sha256,
         "data_hash": data_hash,
@@ -82,12 +101,17 @@ def build_provenance(model: ModelIdentity, *, data_hash: str, precision: Precisi
 def build_row(task: Task, outcome: Outcome, provenance: Mapping[str, Any]) -> Row:
     """Return the line of one evaluated task."""
     main = outcome.metrics[task.metric] if task.metric else None
+    corrected: dict[str, Any] = {}
+    if outcome.corrected is not None:
+        right = outcome.corrected.get(task.metric, main) if task.metric else None
+        corrected = {"corrected": {**outcome.corrected, "main_metric": right}}
     failed = Counter(lost.reason for lost in outcome.lost)
     wrong_size = task.images is not None and outcome.num_images != task.images
     return {
         "key": task.key,
         "dataset": task.name,
         "metrics": {**outcome.metrics, "main_metric": main},
+        **corrected,
         "images": outcome.num_images,
         "images_expected": task.images,
         "incomplete": bool(outcome.lost) or wrong_size,
@@ -95,6 +119,12 @@ def build_row(task: Task, outcome: Outcome, provenance: Mapping[str, Any]) -> Ro
         "lost": [f"{lost.name}: {lost.reason}: {lost.message}" for lost in outcome.lost[:MAX_NAMED]],
         "provenance": dict(provenance),
     }
+
+
+def value_of(row: Row, column: Column) -> float | None:
+    """Return the main metric of a line in one of the two columns; they are the same unless the line corrects it."""
+    value: float | None = row["corrected" if column == "corrected" and column in row else "metrics"]["main_metric"]
+    return value
 
 
 def count_images(row: Row) -> Counts:
@@ -111,7 +141,7 @@ def read_results(folder: str) -> dict[str, Row]:
     if not exists(url):
         return {}
     rows: dict[str, Row] = {}
-    for number, line in enumerate(read_bytes(url).decode("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(read_bytes(url).splitlines(), start=1):
         try:
             row = json.loads(line)
             rows[row["key"]] = row
@@ -142,7 +172,7 @@ def select_current(
     made by the same model in the same way; whether its data changed is seen when it is asked for.  Keys in `without`
     (sets that are broken now) never stay.
     """
-    same_run = {name: value for p in wanted.values() for name, value in p.items() if name != "data_hash"}
+    same_run = {name: value for p in wanted.values() for name, value in p.items() if name not in OF_ONE_TASK}
     kept = {}
     for key, row in found.items():
         if key in without:

@@ -1,17 +1,19 @@
-"""Evaluation sets on disk -> labelled images, in the hub's webdataset layout; every contradiction is named.
+"""Evaluation sets on disk -> images and what is known of them, in the hub's webdataset layout.
 
     wds_<name>_test/classnames.txt                         one class per line; the line number is the label
     wds_<name>_test/zeroshot_classification_templates.txt  one prompt per line, {c} stands for the class
     wds_<name>_test/test/nshards.txt                       how many tars
     wds_<name>_test/test/0.tar ...                         members KEY.jpg|png|webp and KEY.cls (the label)
 
-Caveat: an empty line inside classnames.txt is a class.  CLEVR Distance has one, and DataComp's pinned CLIP_benchmark
-1.4.0 drops it, which shifts every label after it (fixed in CLIP_benchmark 832e17d; datacomp.md 4.7).
+Every contradiction is named.  metadata.py adds KEY.npy, retrieve.py KEY.txt.
+Caveat: an empty line inside classnames.txt is a class.  CLEVR Distance has one (see classify.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
+from eval38.source import identify_file
 from eval38.tasks import Task, folder_of
 from pipeline.errors import EvalError
 from pipeline.manifest import hash_json
@@ -23,7 +25,7 @@ from pipeline.schemas import (
     REASON_TRUNCATED_TAR,
     TAR_SUFFIX,
 )
-from pipeline.storage import exists, fingerprint, is_folder, join, name_of, read_bytes
+from pipeline.storage import exists, is_folder, join, name_of, read_bytes
 from pipeline.tars import BrokenTar, TarRow, read_rows
 
 CLASSES_FILE = "classnames.txt"
@@ -32,30 +34,36 @@ TYPE_FILE = "dataset_type.txt"
 NUM_TARS_FILE = "test/nshards.txt"
 CLASSIFICATION = "classification"
 PLACEHOLDER = "{c}"
+MAX_DIGITS = 10
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSet:
-    """A classification set that agrees with its table row; no image has been read yet."""
+    """A set that agrees with its table row; no image has been read yet."""
 
     task: Task
     classes: tuple[str, ...]
-    """Class names in label order; a name may be empty or occur twice."""
+    """Class names in label order; a name may be empty or occur twice.  () where the task has none."""
     templates: tuple[str, ...]
-    """Prompts with {c}."""
-    tars: tuple[str, ...]
+    """Prompts with {c}; () where the task has none."""
+    files: tuple[str, ...]
+    """What holds the images: tars, or for retrieval and WinoGAViL a table and an archive, or parquet files."""
     data_hash: str
-    """Hex sha256 over the fingerprints of all files of the set."""
+    """Hex sha256 over what tells all files of the set from others."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledImage:
-    """One row of a set."""
+class ImageRow(Generic[T]):
+    """One image of a set, not yet decoded."""
 
     name: str
-    """Tar and key, e.g. 0.tar:s0000012."""
-    label: int
+    """File and key, e.g. 0.tar:s0000012."""
     content: bytes
+    truth: T
+    """What is known of it: a label, metadata, captions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ class LostImage:
     """A row that could not be evaluated."""
 
     name: str
-    """Tar and key; the tar alone when it ends early."""
+    """File and key; the file alone when it ends early."""
     reason: str
     message: str
 
@@ -80,10 +88,7 @@ def read_set(task: Task, data: str) -> EvalSet:
     Raises EvalError for a missing or empty file, another kind of set, a template without {c}, or another class count.
     """
     folder = join(data, folder_of(task))
-    if exists(join(folder, TYPE_FILE)):
-        found = _read_text(join(folder, TYPE_FILE)).strip().lower()
-        if found != CLASSIFICATION:
-            raise EvalError(f"{folder} is a {found!r} set by its {TYPE_FILE}, not one with a single class per image.")
+    check_type(folder, CLASSIFICATION)
     classes, templates = read_classes(join(folder, CLASSES_FILE)), read_templates(join(folder, TEMPLATES_FILE))
     if task.classes is not None and len(classes) != task.classes:
         raise EvalError(
@@ -92,15 +97,25 @@ def read_set(task: Task, data: str) -> EvalSet:
         )
     tars = list_tars(folder)
     texts = [join(folder, name) for name in (CLASSES_FILE, TEMPLATES_FILE, NUM_TARS_FILE)]
-    data_hash = hash_json([fingerprint(url) for url in (*texts, *tars)])
-    return EvalSet(replace(task, classes=len(classes)), classes, templates, tars, data_hash)
+    return EvalSet(replace(task, classes=len(classes)), classes, templates, tars, hash_files([*texts, *tars]))
+
+
+def check_type(folder: str, expected: str) -> None:
+    """Raise EvalError when the set says that it is of another type; one that says nothing is of the expected type."""
+    if exists(url := join(folder, TYPE_FILE)) and (found := _read_text(url).strip().lower()) != expected:
+        raise EvalError(f"{folder} is a {found!r} set by its {TYPE_FILE}, but its task needs a {expected!r} set.")
+
+
+def hash_files(urls: Sequence[str]) -> str:
+    """Return the hex sha256 over what tells the files from others, in order (source.py)."""
+    return hash_json([identify_file(url) for url in urls])
 
 
 def _read_text(url: str) -> str:
     if not exists(url):
         raise EvalError(f"{url} is missing; an evaluation set in the hub's layout has one.")
     try:
-        return read_bytes(url).decode()
+        return read_bytes(url).decode("utf-8-sig")  # Windows editors put a mark before the first letter
     except UnicodeDecodeError as error:
         raise EvalError(f"{url} is not UTF-8 text ({error}).") from None
 
@@ -128,38 +143,58 @@ def list_tars(folder: str) -> tuple[str, ...]:
     """Return the tars that nshards.txt promises, in number order.  Raises EvalError unless each one is there."""
     url = join(folder, NUM_TARS_FILE)
     text = _read_text(url).strip()
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise EvalError(f"{url} should hold the number of tars, not {text!r}.")
-    tars = tuple(join(folder, "test", f"{number}{TAR_SUFFIX}") for number in range(int(text)))
-    missing = [name_of(tar) for tar in tars if not exists(tar)]
-    if missing:
-        raise EvalError(f"{url} promises {text} tars, but {', '.join(missing)} is not there. Fetch the set again.")
-    return tars
+    if not (text.isascii() and text.isdigit() and len(text) < MAX_DIGITS and int(text) > 0):
+        raise EvalError(f"{url} should hold the number of tars, not {text[:MAX_DIGITS]!r}.")
+    tars = []
+    for number in range(int(text)):
+        tars.append(join(folder, "test", f"{number}{TAR_SUFFIX}"))
+        if not exists(tars[-1]):
+            raise EvalError(f"{url} promises {text} tars, but {name_of(tars[-1])} is not there. Fetch the set again.")
+    return tuple(tars)
 
 
-def read_images(eval_set: EvalSet) -> Iterator[LabelledImage | LostImage]:
-    """Yield every row of the set in tar order, a lost one with its reason; a tar that ends early counts as one row.
-
-    Raises EvalError for a label that is no class of the set.
-    """
-    for tar in eval_set.tars:
+def read_tars(eval_set: EvalSet) -> Iterator[tuple[str, TarRow] | LostImage]:
+    """Yield (name, row) of every row in tar order; a tar that ends early counts as one lost row."""
+    for tar in eval_set.files:
         try:
             for row in read_rows(tar):
-                yield _read_row(row, f"{name_of(tar)}:{row.key}", eval_set)
+                key = row.key.encode("utf-8", "backslashreplace").decode()  # a name in a tar may be any bytes
+                yield f"{name_of(tar)}:{key}", row
         except BrokenTar as error:
             yield LostImage(name_of(tar), REASON_TRUNCATED_TAR, str(error))
 
 
-def _read_row(row: TarRow, name: str, eval_set: EvalSet) -> LabelledImage | LostImage:
-    label, content = row.find([CLASS_EXTENSION]), row.find(IMAGE_EXTENSIONS)
+def read_images(eval_set: EvalSet) -> Iterator[ImageRow[int] | LostImage]:
+    """Yield every row with its label as truth, a lost one with its reason.
+
+    Raises EvalError for a label that is no class of the set.
+    """
+    for found in read_tars(eval_set):
+        if isinstance(found, LostImage):
+            yield found
+        elif isinstance(label := read_label(*found, eval_set), LostImage):
+            yield label
+        else:
+            yield take_image(*found, label)
+
+
+def take_image(name: str, row: TarRow, truth: T) -> ImageRow[T] | LostImage:
+    """Return the image member of a row beside what is known of it."""
+    content = row.find(IMAGE_EXTENSIONS)
+    if content is None:
+        return LostImage(name, REASON_MISSING_IMAGE, f"no {'/'.join(IMAGE_EXTENSIONS)} member")
+    return ImageRow(name, content, truth)
+
+
+def read_label(name: str, row: TarRow, eval_set: EvalSet) -> int | LostImage:
+    """Return the label of a row.  Raises EvalError for one that is no class of the set."""
+    label = row.find([CLASS_EXTENSION])
     if label is None:
         return LostImage(name, REASON_MISSING_LABEL, f"no .{CLASS_EXTENSION} member")
     text, num_classes = label.decode("ascii", "replace").strip(), len(eval_set.classes)
-    if not (text.isascii() and text.isdigit() and int(text) < num_classes):
+    if not (text.isascii() and text.isdigit() and len(text) < MAX_DIGITS and int(text) < num_classes):
         raise EvalError(
             f"{folder_of(eval_set.task)}/test/{name}.{CLASS_EXTENSION} says label {text!r}, "
             f"but {CLASSES_FILE} has {num_classes} classes (labels 0 to {num_classes - 1})."
         )
-    if content is None:
-        return LostImage(name, REASON_MISSING_IMAGE, f"no {'/'.join(IMAGE_EXTENSIONS)} member")
-    return LabelledImage(name, int(text), content)
+    return int(text)

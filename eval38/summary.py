@@ -1,17 +1,18 @@
-"""Result lines -> the facts of an evaluation: every task with its state, the average and the group means.
+"""Result lines -> the facts of an evaluation: every task with its state, the two averages and the group means.
 
-The average is the plain mean of the main metrics of the counted tasks, as in DataComp's aggregate_scores.py at
-4a8df19; while some of the 38 lack a result it is called partial, with how many there are.
+An average is the plain mean of the main metrics of the counted tasks, as in DataComp's aggregate_scores.py at
+4a8df19; while some of the 38 lack a result it is called partial, with how many there are.  `average` is of the metrics
+as DataComp computes them, as the group means are, and `average_corrected` of the corrected ones.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from eval38.results import Row
+from eval38.results import Column, Row, value_of
 from eval38.tasks import NUM_COUNTED, REPORTED_GROUPS, TASKS, Group, Task
 
-Status = Literal["done", "failed", "not implemented yet"]
+Status = Literal["done", "failed"]
 
 
 def summarize(
@@ -19,13 +20,14 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the facts of an evaluation as plain JSON values.
 
-    asked: the tasks, in order; rows: result lines by key; broken: why a task failed, by key.  A task with neither is
-    of a kind that is not implemented yet.  Values are shares in [0, 1]; a mean over no task is null.
+    asked: the tasks, in order; rows: result lines by key; broken: why a task without a line failed, by key.
+    Values are shares in [0, 1]; a mean over no task is null.
     """
     keys = {task.key for task in (*asked, *without_data)}
     return {
         "tasks": {task.key: _describe(task, rows.get(task.key), broken.get(task.key)) for task in asked},
         "average": average_of(rows),
+        "average_corrected": average_of(rows, "corrected"),
         "groups": {group: mean_of_group(group, rows) for group in REPORTED_GROUPS},
         "missing": [task.key for task in without_data],
         "not_asked": [task.key for task in TASKS if task.key not in keys],
@@ -33,13 +35,14 @@ def summarize(
 
 
 def _describe(task: Task, row: Row | None, message: str | None) -> dict[str, Any]:
-    status: Status = "done" if row else "failed" if message else "not implemented yet"
+    status: Status = "done" if row else "failed"
     return {
         "name": task.name,
         "group": task.group,
         "counted": task.counted,
         "metric": task.metric,
-        "value": row["metrics"]["main_metric"] if row else None,
+        "value": value_of(row, "compat") if row else None,
+        "value_corrected": value_of(row, "corrected") if row else None,
         "random_baseline": task.random_baseline,
         "images": row["images"] if row else None,
         "images_expected": task.images,
@@ -49,9 +52,9 @@ def _describe(task: Task, row: Row | None, message: str | None) -> dict[str, Any
     }
 
 
-def average_of(rows: Mapping[str, Row]) -> dict[str, Any]:
+def average_of(rows: Mapping[str, Row], column: Column = "compat") -> dict[str, Any]:
     """Return {label, value, num_tasks} over the counted tasks that have a result."""
-    values = _values_of((task for task in TASKS if task.counted), rows)
+    values = _values_of((task for task in TASKS if task.counted), rows, column)
     partial = len(values) < NUM_COUNTED
     label = (
         f"partial average over {len(values)} of {NUM_COUNTED} tasks" if partial else f"average over {NUM_COUNTED} tasks"
@@ -62,12 +65,14 @@ def average_of(rows: Mapping[str, Row]) -> dict[str, Any]:
 def mean_of_group(group: Group, rows: Mapping[str, Row]) -> dict[str, Any]:
     """Return {name, value, num_tasks, of}: the mean over those of the group's `of` tasks that have a result."""
     members = [task for task in TASKS if task.group == group]
-    values = _values_of(members, rows)
+    values = _values_of(members, rows, "compat")
     return {"name": REPORTED_GROUPS[group], "value": mean(values), "num_tasks": len(values), "of": len(members)}
 
 
-def _values_of(tasks: Iterable[Task], rows: Mapping[str, Row]) -> list[float]:
-    return [rows[task.key]["metrics"]["main_metric"] for task in tasks if task.key in rows]
+def _values_of(tasks: Iterable[Task], rows: Mapping[str, Row], column: Column) -> list[float]:
+    """Return the main metrics that are there; one is null where a metric has nothing to be taken over."""
+    values = (value_of(rows[task.key], column) for task in tasks if task.key in rows)
+    return [value for value in values if value is not None]
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -1,4 +1,7 @@
-"""The facts of an evaluation -> plain text: one model's tasks, or several models side by side.  Values in per cent."""
+"""The facts of an evaluation -> plain text: one model's tasks, or several models side by side.  Values in per cent.
+
+Values are as DataComp computes them; where the corrected one is another, it stands beside it.
+"""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,25 +18,42 @@ Facts = Mapping[str, Any]
 
 
 def format_table(facts: Facts) -> str:
-    """Return one model's results: tasks, group means, the labelled average, then what is incomplete or missing."""
+    """Return one model's results: tasks, group means, the labelled averages, then what is incomplete or missing."""
+    intervals = facts.get("intervals", {}).get("compat", {})
     lines = align(
-        [["task", "metric", "%", "random %", "images", ""]]
+        [["task", "metric", "%", "95 % interval", "corrected %", "random %", "images", ""]]
         + [
             [
                 task["name"] + (" *" if task["incomplete"] else ""),
                 task["metric"] or NOTHING,
                 format_share(task["value"]),
+                format_interval(intervals.get("tasks", {}).get(key)),
+                "" if task["value_corrected"] == task["value"] else format_share(task["value_corrected"]),
                 format_share(task["random_baseline"]),
                 NOTHING if task["images"] is None else f"{task['images']:,}",
                 "" if task["status"] == "done" else task["status"],
             ]
-            for task in facts["tasks"].values()
+            for key, task in facts["tasks"].items()
         ],
-        left=(0, 1, 5),
+        left=(0, 1, 7),
     )
-    means = [[_name_group(group), format_share(group["value"])] for group in facts["groups"].values()]
-    average = [facts["average"]["label"], format_share(facts["average"]["value"])]
-    return "\n".join(lines + [""] + align([*means, average], left=(0,)) + _explain(facts)) + "\n"
+    of_groups = intervals.get("groups", {})
+    means = [
+        [_name_group(group), format_share(group["value"]), format_interval(of_groups.get(key))]
+        for key, group in facts["groups"].items()
+    ]
+    averages = [
+        [
+            f"{facts[key]['label']}, {words}",
+            format_share(facts[key]["value"]),
+            format_interval(facts.get("intervals", {}).get(column, {}).get("average")),
+        ]
+        for key, column, words in (
+            ("average", "compat", "as DataComp computes it"),
+            ("average_corrected", "corrected", "corrected"),
+        )
+    ]
+    return "\n".join(lines + [""] + align([*means, *averages], left=(0,)) + _explain(facts)) + "\n"
 
 
 def format_comparison(models: Mapping[str, Facts]) -> str:
@@ -60,11 +80,17 @@ def _compare_means(models: Mapping[str, Facts]) -> list[list[str]]:
             rows.append([means[0]["name"], *cells])
     averages = [facts["average"] for facts in models.values()]
     if any(a["num_tasks"] for a in averages):
-        rows.append(["average", *(f"{format_share(a['value'])} ({a['num_tasks']}/{NUM_COUNTED})" for a in averages)])
+        rows.append(["average", *map(_count_average, averages)])
+    if any(facts["average_corrected"] != facts["average"] for facts in models.values()):
+        rows.append(["average, corrected", *(_count_average(facts["average_corrected"]) for facts in models.values())])
     if shared := find_shared(models):
         values = [mean([facts["tasks"][key]["value"] for key in shared]) for facts in models.values()]
         rows.append([f"average over the counted tasks that all have ({len(shared)})", *map(format_share, values)])
     return rows
+
+
+def _count_average(average: Mapping[str, Any]) -> str:
+    return f"{format_share(average['value'])} ({average['num_tasks']}/{NUM_COUNTED})"
 
 
 def find_shared(models: Mapping[str, Facts]) -> list[str]:
@@ -80,6 +106,11 @@ def find_shared(models: Mapping[str, Facts]) -> list[str]:
 def format_share(value: float | None) -> str:
     """Return a share in [0, 1] as per cent with two digits, or a dash."""
     return NOTHING if value is None else f"{100 * value:.2f}"
+
+
+def format_interval(interval: Sequence[float] | None) -> str:
+    """Return an interval of shares in per cent with one digit, or nothing."""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
 
 
 def align(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> list[str]:

@@ -17,13 +17,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, evaluate, print the table."""
     parser = make_parser("eval", "Run the zero-shot tasks whose data is there, and print a table.", EXAMPLE)
     add_recipe(parser)
-    parser.add_argument("--model", required=True, help="run folder, NAME/tag, NAME@file or hf-hub:org/name")
+    help = "run folder, NAME/tag, NAME@file, hf-hub:org/name or MODULE:FUNCTION of your own Python"
+    parser.add_argument("--model", required=True, help=help)
     parser.add_argument("--data", required=True, help="folder with wds_<task>_test folders, as on the hub")
     parser.add_argument("--out", required=True, help="results folder")
+    help = "folder to keep the images' vectors in: other templates or class names then need no image"
+    parser.add_argument("--features", help=help)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = parser.parse_args(argv)
     config = load_recipe(*split_words(args.words)).eval
-    manifest = evaluate(config, model=args.model, data=args.data, out=args.out, device=args.device)
+    places = {"data": args.data, "out": args.out, "features": args.features}
+    manifest = evaluate(config, model=args.model, **places, device=args.device)
     print(format_table(manifest.facts))
 
 

@@ -44,10 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_spark(parser)
     add_tasks_per_gpu(parser)
     args = parser.parse_args(argv)
-    if not (args.by or args.pool):
-        raise ConfigError("say what to judge: score columns with --by, or the recipe's subsets of a --pool.")
-    if bool(args.pool) != bool(args.eval_data):
-        raise ConfigError("induced models need both --pool and --eval-data.")
+    check_wish(args)
     induced = induce(args) if args.pool else None
     found = {"format_version": FORMAT_VERSION, "scores": judge(args) if args.by else None, "induced": induced}
     content = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -57,11 +54,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(page, end="")
 
 
+def check_wish(args: Namespace) -> None:
+    """Raise ConfigError for a wish that says too little, or something that nothing would come of."""
+    split_fractions(args.fractions)
+    if not (args.by or args.pool):
+        raise ConfigError("say what to judge: score columns with --by, or the recipe's subsets of a --pool.")
+    if bool(args.pool) != bool(args.eval_data):
+        raise ConfigError("induced models need both --pool and --eval-data.")
+    if args.words and not args.pool:
+        raise ConfigError(f"recipe {args.words[0]!r} is for induced models: say of which --pool, or leave it out.")
+    if (args.truth or args.right_kinds) and not args.by:
+        raise ConfigError("--truth and --right-kinds are for score columns: name those with --by.")
+    if args.right_kinds and not args.truth:
+        raise ConfigError(f"--right-kinds {args.right_kinds!r} are kinds of a truth: say which with --truth.")
+
+
 def induce(args: Namespace) -> dict[str, Any]:
     """Run the induced test that the arguments ask for."""
     places = {"pool": args.pool, "eval_data": args.eval_data, "out": args.out, "clean": args.clean}
     choices = {"baseline": args.baseline, "subsets": split_list(args.subsets), "confidence": args.confidence}
-    seeds = [int(n) for n in split_numbers(args.seeds, "--seeds") if n >= 0 and n == int(n)]
+    seeds = [int(word) for word in split_list(args.seeds) if word.isdecimal()]
     if len(seeds) < len(split_list(args.seeds)):
         raise ConfigError(f"--seeds {args.seeds!r} should be whole numbers with commas, none below 0.")
     spark = {"master": args.master, "tasks_per_gpu": args.tasks_per_gpu}
@@ -76,7 +88,7 @@ def judge(args: Namespace) -> dict[str, Any]:
         split_list(args.by),
         truth=args.truth,
         right_kinds=split_list(args.right_kinds),
-        fractions=split_numbers(args.fractions, "--fractions"),
+        fractions=split_fractions(args.fractions),
     )
 
 
@@ -85,12 +97,15 @@ def split_list(words: str) -> list[str]:
     return [word.strip() for word in words.split(",") if word.strip()]
 
 
-def split_numbers(words: str, flag: str) -> list[float]:
-    """Return numbers between commas.  Raises ConfigError for what is none."""
+def split_fractions(words: str) -> list[float]:
+    """Return numbers between commas.  Raises ConfigError for what is none, or when there is none."""
     try:
-        return [float(word) for word in split_list(words)]
+        found = [float(word) for word in split_list(words)]
     except ValueError:
-        raise ConfigError(f"{flag} {words!r} should be numbers with commas.") from None
+        found = []
+    if not found:
+        raise ConfigError(f"--fractions {words!r} should be numbers in [0, 1] with commas, such as 0.15,0.3.")
+    return found
 
 
 if __name__ == "__main__":

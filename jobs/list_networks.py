@@ -9,6 +9,8 @@ from pipeline.released import RELEASED, spell_licence
 
 EXAMPLE = """  winnow dfn list
   winnow dfn list --all"""
+WIDTH = 53
+"""The longest of open_clip's names, and a space."""
 
 
 @job
@@ -18,10 +20,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--all", action="store_true", help="also every pretrained tag that open_clip knows")
     args = parser.parse_args(argv)
     for row in RELEASED:
-        print(f"{row.hub:44s}{row.about}\n{'':44s}licence: {spell_licence(row.hub)}")
+        print(f"{row.hub:{WIDTH}}{row.about}\n{'':{WIDTH}}licence: {spell_licence(row.hub)}")
     for model in list_pretrained() if args.all else ():
         hub = find_hub_id(model)
-        print(f"{model:44s}licence: {spell_licence(hub) if hub else 'unknown to winnow, and no hub id'}")
+        print(f"{model:{WIDTH}}licence: {spell_licence(hub) if hub else 'unknown to winnow, and no hub id'}")
     print("A licence is the publisher's, and binds whoever uses the weights.  Offline, name a folder with their files.")
 
 

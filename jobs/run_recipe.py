@@ -28,11 +28,13 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.pool import list_parts, pool_identity
 from pipeline.report import write_report
 from pipeline.spark_session import lazy_session
-from pipeline.storage import exists, join, remove, write_bytes
+from pipeline.storage import exists, expand, join, remove, write_bytes
 from pipeline.subset import SUBSET_SUFFIX
 from training.run import train
 
 FOLDERS = ("networks", FITS_FOLDER, SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER, "runs", "eval")
+NAMES = ("filter", "name", FIT)
+"""Fields of a score entry that name no place."""
 STAGES = ("networks", "score", "select", "shards", "train", "eval")
 EXAMPLE = """  winnow run dfn-tiny --pool pools/cifar-web --clean pools/cifar-hq --eval-data eval --out out
   winnow run dfn-tiny --pool pools/openstax --clean pools/cifar-hq --out out2 --until shards
@@ -58,12 +60,11 @@ def run_recipe(
     """
     if fresh and exists(out) and not exists(join(out, RECIPE)):
         raise StageError(f"{out!r} was not made by `winnow run` (it has no {RECIPE}), so --fresh deletes nothing.")
-    if fresh:
-        of_fits = [place for config in recipe.fit.values() for place in list_inputs(config).values()]
-        _keep_inputs(out, [place for place in (pool, clean, eval_data, *of_fits) if place])
-    stages = STAGES[: STAGES.index(until) + 1]
     for name, config in recipe.fit.items():
         check_files(name, config)
+    if fresh:
+        _keep_inputs(out, [place for place in (pool, clean, eval_data, *list_places(recipe)) if place])
+    stages = STAGES[: STAGES.index(until) + 1]
     with hold_lock(out, "run"):
         if fresh:
             discard_run(out)
@@ -80,11 +81,27 @@ def run_recipe(
     return {}
 
 
+def list_places(recipe: Recipe) -> list[str]:
+    """Return every place that a recipe names as an input; a few of them are names of models or columns."""
+    of_fits = [place for config in recipe.fit.values() for place in list_inputs(config).values()]
+    of_sets = [
+        place
+        for network in recipe.networks.values()
+        for part in (network.finetune.sets if network.finetune else ())
+        for place in (part.pairs, part.classes)
+    ]
+    options = [value for entry in recipe.score for option, value in entry.items() if option not in NAMES]
+    models = [network.init for network in recipe.networks.values()]
+    places = [place for place in (*of_fits, *of_sets, *options, *models) if isinstance(place, str)]
+    return [*places, *(place.rpartition("@")[2] for place in places if "@" in place)]  # ARCHITECTURE@FILE
+
+
 def _keep_inputs(out: str, places: Sequence[str]) -> None:
     """Raise ConfigError when what --fresh would delete holds the run's own inputs."""
     doomed = [find_place(join(out, name)) for name in FOLDERS]
     for place in (one for several in places for one in several.split("::")):
-        if any(f"{find_place(place)}/".startswith(f"{folder}/") for folder in doomed):
+        spelled = expand(place) if any(sign in place for sign in "*?[{") else [place]
+        if any(f"{find_place(url)}/".startswith(f"{folder}/") for url in spelled for folder in doomed):
             raise ConfigError(f"{place!r} lies in a folder of the run {out!r} that --fresh would delete. Move it.")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
 from jobs.recipes import list_ready, load_recipe, place_entry
+from jobs.stage_fit import warn_if_other
 from jobs.stage_score import run_score
 from pipeline.errors import ConfigError
 from pipeline.manifest import Manifest, read_manifest
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_tasks_per_gpu(parser)
     args = parser.parse_args(argv)
     recipe = load_recipe(*split_words(args.words))
-    fitted = [name for name in recipe.fit if args.fits and read_manifest(join(args.fits, name))]
+    fits = {name: read_manifest(join(args.fits, name)) for name in recipe.fit} if args.fits else {}
+    fitted = {name: made for name, made in fits.items() if made}
+    for name, made in fitted.items():
+        warn_if_other(name, recipe.fit[name], made)
     entries = [place_entry(entry, fits=args.fits) for entry in list_ready(recipe.score, fitted)]
     if recipe.score and not entries:
         raise ConfigError(

@@ -15,6 +15,7 @@ from jobs.stage_select import require_scores, scalar_types
 from pipeline.agreement import (
     Ranking,
     compare_kept,
+    count_wanted,
     judge_fractions,
     measure_auroc,
     measure_average_precision,
@@ -51,6 +52,8 @@ def measure_scores(
     """
     scored = require_scores(scores)
     check_columns(scored, columns)
+    for fraction in fractions:
+        count_wanted(fraction, 1)  # raises for one out of [0, 1]
     uids, values = read_columns(scores, scored, columns)
     rankings = {name: rank_rows(value_N, uids) for name, value_N in values.items()}
     known = read_rows_truth(truth, right_kinds, uids) if truth else None

@@ -17,7 +17,7 @@ from pipeline.select_radix import Threshold
 from pipeline.select_table import ScoreTable
 from pipeline.storage import join
 
-CANNOT_KEEP = "cannot keep {wanted:,} rows of a pool of {pool:,}: not that many have a {by!r}, or none."
+TOO_FEW = "cannot keep {wanted:,} rows of a pool of {pool:,}: {scored:,} have a {by!r}. Ask for fewer."
 
 
 def open_column(scores: str, by: str) -> tuple[Manifest, Column]:
@@ -53,22 +53,26 @@ def calibrate(
     num_pool = scored.counts[POOL].read
     wanted = Top(by=by, fraction=fraction, count=count).count_wanted(num_pool=num_pool, num_input=num_pool)
     asked = {"by": by, "pool": num_pool, "wanted": wanted}
-    if not 0 < wanted <= column.num_rows:
-        raise ConfigError(CANNOT_KEEP.format(**asked))
+    if not wanted:
+        raise ConfigError(f"cannot keep 0 rows of a pool of {num_pool:,}: ask for a larger fraction or count.")
     if sample is None:
         found = _find_exact(column, asked)
     else:
         check_confidence(confidence)
         found = _find_sampled(column, asked, _count_sample(column, sample), seed, confidence)
     if math.isinf(found["threshold"]):
-        raise ConfigError(f"the threshold of {by!r} is {found['threshold']}: too many of its scores are infinite.")
+        more = "more" if found["threshold"] > 0 else "fewer"
+        raise ConfigError(
+            f"the threshold of {by!r} is {found['threshold']}: too many of its scores are infinite. Ask for {more} rows."
+        )
     step = {"name": f"calibrated {by}", "at_least": {"by": by, "value": found["threshold"]}}
     return {**asked, **found, "step": step}
 
 
 def _find_exact(column: Column, asked: dict[str, Any]) -> dict[str, Any]:
-    if count_scored(column)[0] < asked["wanted"]:
-        raise ConfigError(CANNOT_KEEP.format(**asked))
+    num_scored = count_scored(column)[0]
+    if num_scored < asked["wanted"]:
+        raise ConfigError(TOO_FEW.format(**asked, scored=num_scored))
     (found,) = find_ranked(column, [asked["wanted"]])
     kept = found.num_above + found.num_tied
     return {
@@ -80,18 +84,22 @@ def _find_exact(column: Column, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count_sample(column: Column, sample: float | int) -> int:
-    num_drawn = sample if isinstance(sample, int) else int(round(sample * column.num_rows, 6))
+    is_share = isinstance(sample, float) and math.isfinite(sample)
+    num_drawn = int(round(sample * column.num_rows, 6)) if is_share else sample
     if not 0 < num_drawn <= column.num_rows:
         raise ConfigError(
-            f"a sample of {sample} of {column.num_rows:,} scored rows is none. Give a share such as 0.1, or a count."
+            f"a sample of {sample} of {column.num_rows:,} scored rows cannot be drawn. Give a share above 0 and at "
+            "most 1.0, or a number of rows."
         )
-    return num_drawn
+    return int(num_drawn)
 
 
 def _find_sampled(
     column: Column, asked: dict[str, Any], num_wanted: int, seed: int, confidence: float
 ) -> dict[str, Any]:
     """Return what _find_exact does, estimated, with intervals and what the sample was."""
+    if asked["wanted"] > column.num_rows:
+        raise ConfigError(TOO_FEW.format(**asked, scored=column.num_rows))
     drawn, num_drawn = draw_rows(column, num_wanted, seed)
     share = asked["wanted"] / column.num_rows
     rank, num_scored = round(share * num_drawn), count_scored(drawn)[0]

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from jobs.stage_calibrate import open_column
+from jobs.stage_networks import FINETUNE_PREFIX
 from pipeline.clip_model import find_hub_id, open_model, pick_device, sha256_of_model
 from pipeline.distribution import describe_column
 from pipeline.errors import ConfigError, ModelError
@@ -19,7 +20,7 @@ from pipeline.released import find_released, spell_licence
 from pipeline.schemas import FILTER_CARD, FILTER_CARD_PAGE, FORMAT_VERSION, POOL, PRETRAINED_FOLDER, REQUEST
 from pipeline.storage import exists, fingerprint, is_folder, join, name_of, read_bytes, sha256_of_file, write_bytes
 from pipeline.target_aware import find_target_aware
-from training.captioned import as_sets, read_sets, split_heldout
+from training.captioned import as_sets, identify_sets, read_sets, split_heldout
 from training.retrieval import measure_recall
 
 JSON_SUFFIX = ".json"
@@ -86,6 +87,8 @@ def find_network(scores: str, owner: str, made: dict[str, Any], model: str | Non
     Raises ConfigError when the model given is another one.
     """
     if "sha256" not in made:
+        if model:
+            raise ConfigError(f"filter {owner!r} has no network that its settings name: leave --network {model!r} out.")
         return None
     place = model or _read_request(scores, owner)
     try:
@@ -143,13 +146,16 @@ def measure_on(pairs: str, place: str | None, manifest: Manifest | None, device:
     Raises ConfigError without a network, or for pairs that it was trained on.
     """
     if place is None:
-        raise ConfigError("there is no network to measure on --heldout pairs. Say where it is with --network.")
+        raise ConfigError(
+            "there is no network to measure on --heldout pairs: the filter has none, or it is no longer where it was. "
+            "Say where it is with --network."
+        )
     opened = open_model(place, device=pick_device(device))
     (part,) = as_sets(pairs)
     index, what = read_sets([part], tokenize=opened.tokenize, quiet=True), "pairs given for it"
-    if manifest and trained_on(manifest, pairs):
+    if manifest and (names := find_parents(manifest, pairs)):
         first = manifest.config.get(PRETRAINED_FOLDER, manifest.config)
-        if not first.get("heldout"):
+        if not first.get("heldout") or any(name.startswith(FINETUNE_PREFIX) for name in names):
             raise ConfigError(f"the network was trained on {pairs!r}, all of it: name pairs that it has not seen.")
         index = split_heldout(index, first["heldout"], seed=first["seed"])[1]
         what = "rows of the training pairs that were held out"
@@ -157,8 +163,9 @@ def measure_on(pairs: str, place: str | None, manifest: Manifest | None, device:
     return {"on": what, "pairs_sha256": content, "recall": measure_recall(opened, index)._asdict()}
 
 
-def trained_on(manifest: Manifest, pairs: str) -> bool:
-    """Return whether a run's parents are these pairs, by the names, sizes and times of their files."""
+def find_parents(manifest: Manifest, pairs: str) -> list[str]:
+    """Return the names of a run's parents that are these pairs, by the names, sizes and times of their files."""
     (part,) = as_sets(pairs)
     identities = {hash_json([fingerprint(url) for url in part.urls]), pool_identity(list_parts(pairs))}
-    return bool(identities & set(manifest.parents.values()))
+    identities |= set(identify_sets([part]).values())
+    return [name for name, identity in manifest.parents.items() if identity in identities]

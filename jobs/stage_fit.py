@@ -33,6 +33,8 @@ INPUTS = ("targets", "centroids", "positives")
 """Fields of a fit's config that name files of embeddings."""
 PLACES = ("rows", "target_column", *INPUTS)
 """Fields that lead to bytes; the bytes decide the result, and stand in the manifest as parents."""
+SHARES = ("fraction", "count")
+"""Fields of which the manifest has the number of rows that they came to."""
 
 
 def list_inputs(config: AnyFit) -> dict[str, str]:
@@ -49,6 +51,16 @@ def check_files(name: str, config: AnyFit) -> None:
             raise ConfigError(
                 f"fit {name!r}: no {field_name} at {place!r}. Say where: fit.{name}.{field_name}=PATH."
             ) from None
+
+
+def warn_if_other(name: str, config: AnyFit, made: Manifest) -> None:
+    """Log where the fit that is there was made by other choices than the recipe's; inputs are not looked at."""
+    wanted = {option: value for option, value in _list_choices(config).items() if option not in SHARES}
+    for option in (option for option in wanted if made.config.get(option) != wanted[option]):
+        log.warning(
+            "fit %s was made with %s %r, and the recipe says %r: run `winnow fit` again, unless that is meant.",
+            *(name, option, made.config.get(option), wanted[option]),
+        )
 
 
 def run_fit(
@@ -124,19 +136,26 @@ def fit_rows(
 
 def _describe(config: AnyFit, parents: Mapping[str, str]) -> Manifest:
     """Return the manifest that is wanted.  Raises ConfigError when a file is not there."""
-    choices = {name: value for name, value in as_mapping(config).items() if name not in PLACES}
-    if config.kind == KMEANS:
-        del choices[KIND]  # manifests of k-means are older than kinds
     if isinstance(config, FitConfig) and config.centroids:
         if not exists(config.centroids):
             raise ConfigError(f"fit: there are no centroids at {config.centroids!r}.")
-        choices, parents = {"assign": config.assign}, {"centroids": sha256_of_file(config.centroids)}
+        parents = {"centroids": sha256_of_file(config.centroids)}
     if isinstance(config, FitConfig) and config.targets:
         parents = {**parents, "targets": hash_embedding_set(config.targets, config.target_column)}
     if isinstance(config, ProbeConfig):
         hashes = [hash_embedding_set(config.positives, column) for column in config.list_positive_columns()]
         parents = {**parents, "positives": hash_json(hashes)}
-    return Manifest(stage="fit", config=choices, parents=parents)
+    return Manifest(stage="fit", config=_list_choices(config), parents=parents)
+
+
+def _list_choices(config: AnyFit) -> dict[str, Any]:
+    """Return what decides the result beside the inputs."""
+    if isinstance(config, FitConfig) and config.centroids:
+        return {"assign": config.assign}
+    choices = {name: value for name, value in as_mapping(config).items() if name not in PLACES}
+    if config.kind == KMEANS:
+        del choices[KIND]  # manifests of k-means are older than kinds
+    return choices
 
 
 def _is_whole(out: str, made: Manifest) -> bool:

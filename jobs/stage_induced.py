@@ -54,12 +54,14 @@ def run_induced(
     has a result for every model, and what the stages raise.
     """
     check_confidence(confidence)
-    config, chosen = require_train(recipe), list(subsets or recipe.subsets)
+    config, chosen = require_train(recipe), list(dict.fromkeys(subsets or recipe.subsets))
     for name in chosen:
         check_name(name, recipe.subsets, kind="subset")
     check_name(baseline, chosen, kind="subset to compare with")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {list(seeds)} should be different numbers, three or more for an interval.")
+    for seed in seeds:
+        replace(config, seed=seed)  # raises for one that is out of range
     recipe = replace(recipe, subsets={name: recipe.subsets[name] for name in chosen})
     run_recipe(recipe, pool=pool, out=out, clean=clean, until="shards", **spark)
     with hold_lock(out, "dfn evaluate"):

@@ -21,10 +21,14 @@ The map, in the order data flows:
     stored.py         columns beside a part: arrays of its npz, scores of earlier filters
     images.py         image bytes -> pixels, the one decoder
     clip_model.py     one door to open_clip: names, hub ids, run directories, checkpoints
+    hub_files.py      files of a hub model on this machine: what they are called, whose they are
+    released.py       released networks by hub id, with their licences
+    timm_towers.py    timm:NAME -> a CLIP with that backbone as image tower
     tiny_vitamin.py   the timm entry of winnow-vitamin-tiny
     tokens.py         captions -> token ids, as open_clip's tokenizer gives them
 
     contract.py       what a filter promises
+    target_aware.py   what read train data of evaluation tasks
     devices.py        which device and how many threads a task has
     worker.py         batches x filters -> scores; reading and decoding run ahead in threads
     score.py          filters x one pool part -> score files
@@ -62,6 +66,13 @@ The map, in the order data flows:
     join.py           foreign score tables, joined on uid
     subset.py         the sorted uid file that DataComp also reads
     subset_runs.py    sorted runs merged into one
+
+    distribution.py   a score column in numbers: values at ranks, quantiles, a histogram
+    intervals.py      confidence intervals of a share, a quantile and a mean
+    agreement.py      score columns against a truth and against each other
+    filter_card.py    a calibrated filter's card as a page
+    evaluation_page.py  what `winnow dfn evaluate` found, as tables
+    markdown.py       tables and numbers in Markdown
 
     shards.py         a subset's rows -> webdataset shards of equal size
     shard_plan.py     which bytes of which tar make up each shard

@@ -155,7 +155,7 @@ def describe_column(column: Column) -> Distribution:
     ascending = [1, num_finite, *(max(1, math.ceil(round(share * num_finite, 6))) for share in QUANTILES)]
     found = find_ranked(column, [highest + num_finite + 1 - place for place in ascending])
     least, most, *values = (one.value for one in found)
-    edges = np.linspace(least, most, NUM_BINS + 1)
+    edges = 2 * np.linspace(least / 2, most / 2, NUM_BINS + 1)  # most - least may be no float64
     return Distribution(
         **counts,
         minimum=least,

@@ -27,6 +27,8 @@ NPY_SUFFIX, TORCH_SUFFIX = ".npy", ".pt"
 IMAGE_FEATURES = "image_features"
 """Key of the matrix in DataComp's files of ImageNet embeddings (baselines/apply_filter.py:537)."""
 BLOCK_ROWS = 1 << 14
+MAX_ABS = 1e6
+"""Embeddings have unit length, so a number beyond this is damage: its products overflow float32, and faiss aborts."""
 
 
 def to_matrix(values: pa.Array) -> np.ndarray:
@@ -68,8 +70,9 @@ def _blank(matrix_ND: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def find_whole(matrix_ND: np.ndarray) -> np.ndarray:
-    """Return bool (rows,): which rows are vectors of finite numbers."""
-    whole: np.ndarray = np.isfinite(matrix_ND).all(axis=1) & (matrix_ND.shape[1] > 0)
+    """Return bool (rows,): which rows are vectors of finite numbers, none beyond MAX_ABS, where float16 never comes."""
+    sane_ND = np.isfinite(matrix_ND) if matrix_ND.dtype == np.float16 else np.abs(matrix_ND) <= MAX_ABS
+    whole: np.ndarray = sane_ND.all(axis=1) & (matrix_ND.shape[1] > 0)
     return whole
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.markdown import NOTHING, decimal, percent, write_table
+from pipeline.markdown import NOTHING, decimal, percent, short_percent, write_table
 from pipeline.target_aware import LEGEND, MARK, mark
 
 Found = Mapping[str, Any]
@@ -21,7 +21,7 @@ def render_evaluation(found: Found) -> str:
 
 
 def _head(fractions: Sequence[float]) -> list[str]:
-    return [f"{percent(fraction, 0)} %" for fraction in fractions]
+    return [f"{short_percent(fraction)} %" for fraction in fractions]
 
 
 def _tell_truth(scores: Found) -> Iterator[str]:
@@ -63,7 +63,7 @@ def _tell_agreement(scores: Found) -> Iterator[str]:
 
 
 def _tell_induced(induced: Found) -> Iterator[str]:
-    level, seeds = percent(induced["confidence"], 0), induced["seeds"]
+    level, seeds = short_percent(induced["confidence"]), induced["seeds"]
     yield "## Induced models"
     yield (
         f"One {induced['model']} per subset and seed ({', '.join(map(str, seeds))}), each {induced['samples_seen']:,} "

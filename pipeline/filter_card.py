@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.markdown import NOTHING, exact, percent, write_table
+from pipeline.markdown import NOTHING, exact, percent, short_percent, write_table
 
 BAR_WIDTH = 40
 Card = Mapping[str, Any]
@@ -37,7 +37,7 @@ def _tell_threshold(found: Card) -> Iterator[str]:
     if found["method"] == "exact":
         rows.append(["found", "exactly, from every stored score"])
     else:
-        sample, level = found["sample"], f"{percent(found['confidence'], 0)} %"
+        sample, level = found["sample"], f"{short_percent(found['confidence'])} %"
         low, high = found["threshold_interval"]
         kept = " to ".join(percent(end, 2) for end in found["kept_fraction_interval"])
         rows += [
@@ -47,7 +47,7 @@ def _tell_threshold(found: Card) -> Iterator[str]:
         ]
     yield write_table(["", ""], rows, left=2)
     yield "As a step of a subset:"
-    yield f"```yaml\n- {json.dumps(found['step'])}\n```"
+    yield f"```yaml\n- {json.dumps(found['step'], ensure_ascii=False)}\n```"
 
 
 def _tell_network(card: Card) -> Iterator[str]:
@@ -109,7 +109,7 @@ def _tell_scores(card: Card) -> Iterator[str]:
     yield write_table(["", ""], rows, left=2)
     if not found["counts"]:
         return
-    quantiles = [[percent(float(share), 0), exact(value)] for share, value in found["quantiles"].items()]
+    quantiles = [[short_percent(float(share)), exact(value)] for share, value in found["quantiles"].items()]
     yield write_table(["quantile, %", "score"], quantiles, left=0)
     yield f"```text\n{draw_histogram(found['edges'], found['counts'], card['calibration']['threshold'])}\n```"
 

@@ -84,8 +84,12 @@ def spool(blocks: Iterable[np.ndarray], folder: str | None = None) -> Iterator[n
 def check_kind(kind: Kind | None, block_ND: np.ndarray) -> Kind:
     """Return what the vectors of a block are.  Raises PoolError when those before it were another kind."""
     found = (block_ND.shape[1], block_ND.dtype)
-    if kind not in (None, found):
-        raise PoolError(f"embeddings of {kind} and of {found} (numbers, type) cannot stand in one matrix.")
+    if kind is not None and kind != found:
+        (dim, dtype), (other_dim, other) = kind, found
+        raise PoolError(
+            f"embeddings of {dim} {dtype} and of {other_dim} {other} cannot stand in one matrix: they are of different "
+            "models, or stored differently. Give a pool whose parts have one kind."
+        )
     return found
 
 

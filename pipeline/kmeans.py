@@ -179,7 +179,7 @@ def gather_sample(
 
     The sample lies in a file without a name in `folder` (default: the system's temporary folder), mapped: it takes
     2 D bytes of disk a row (19.7 GB for 12.8 M rows of 768), and memory as far as there is some to spare.
-    A row whose embedding is not finite is counted as failed.  Raises PoolError when blocks differ in D or type.
+    A row that has no embedding (find_whole) is counted as failed.  Raises PoolError when blocks differ in D or type.
     """
     read = kept = whole = 0
 

@@ -23,6 +23,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return NOTHING if share is None else f"{100 * share:.{digits}f}"
 
 
+def short_percent(share: float) -> str:
+    """Return a chosen share in per cent without the sign, with no more digits than it has: 15, 0.5, 99.9."""
+    return f"{100 * share:.10g}"
+
+
 def decimal(value: float | None, digits: int = 3) -> str:
     """Return a number with so many digits after the point, or a dash."""
     return NOTHING if value is None else f"{value:.{digits}f}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.embeddings import TORCH_SUFFIX, find_whole, from_torch, read_npy, read_torch
+from pipeline.embeddings import MAX_ABS, TORCH_SUFFIX, find_whole, from_torch, read_npy, read_torch
 from pipeline.errors import ConfigError
 from pipeline.manifest import Counts
 from pipeline.schemas import REASON_MISSING_EMBEDDING
@@ -58,7 +58,10 @@ def read_centroids(url: str) -> np.ndarray:
     centroid_KD = found.astype(np.float32, copy=False)
     broken = np.flatnonzero(~find_whole(centroid_KD))
     if len(broken):
-        raise ConfigError(f"centroids {url!r}: row {broken[0]} holds NaN or infinity, and {len(broken) - 1} more do.")
+        raise ConfigError(
+            f"centroids {url!r}: row {broken[0]} holds NaN, infinity or a number beyond {MAX_ABS:,.0f}, "
+            f"and {len(broken) - 1} more do."
+        )
     return centroid_KD
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.clip_model import AUTO, pick_device
 from pipeline.config import config
 from pipeline.errors import ConfigError
-from pipeline.gather import Gathered, find_directed, split_blocks, to_units
+from pipeline.gather import Gathered, check_kind, find_directed, split_blocks, to_units
 from pipeline.select import Step, Top
 from pipeline.uid_table import make_table
 
@@ -56,12 +56,13 @@ class NormSimDConfig:
 def sum_moment(blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
     """Return the sum of u u' over unit rows, float64 (D, D), and their number; rows without a direction are left out.
 
-    (0, 0) when there is no row at all.
+    (0, 0) when there is no row at all.  Raises PoolError when rows differ in D or type.
     """
-    total_DD, number = np.zeros((0, 0)), 0
+    total_DD, number, kind = np.zeros((0, 0)), 0, None
     for block_ND in blocks:
         unit_ND = to_units(block_ND[find_directed(block_ND)], np.float64)
         if len(unit_ND):
+            kind = check_kind(kind, block_ND)
             total_DD = unit_ND.T @ unit_ND + (total_DD if number else 0)
             number += len(unit_ND)
     return total_DD, number

@@ -51,11 +51,13 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if not self.list_columns() or len(self.list_positive_columns()) != len(self.list_columns()):
             raise ConfigError(f"fit: positive_columns {self.positive_columns} are not one for each of `embedding`.")
-        if min(self.negatives, self.iterations) < 1 or not 0 <= self.held_out < 1 or self.l2 < 0:
+        if min(self.negatives, self.iterations) < 1 or not 0 <= self.held_out < 1:
             raise ConfigError(
-                f"fit: negatives {self.negatives}, iterations {self.iterations}, held_out {self.held_out} and l2 "
-                f"{self.l2} should be at least 1, at least 1, in [0, 1) and not below 0."
+                f"fit: negatives {self.negatives}, iterations {self.iterations} and held_out {self.held_out} should be "
+                "at least 1, at least 1 and in [0, 1)."
             )
+        if not 0 <= self.l2 < float("inf") or self.seed < 0:
+            raise ConfigError(f"fit: l2 {self.l2} and seed {self.seed} should be finite and not below 0.")
 
     def list_columns(self) -> list[str]:
         """Return the columns of the pool."""
@@ -105,7 +107,7 @@ def _read_all(url: str, column: str) -> np.ndarray:
 def draw_negatives(batches: Batches, config: ProbeConfig) -> tuple[np.ndarray, Counts]:
     """Return the finite rows (at most config.negatives, D) whose uids a seeded shuffle puts first, in that order.
 
-    Of rows that share a uid the first is taken.  Memory holds up to three times as many, and a batch.
+    Of rows that share a uid the first is taken.  Memory holds up to five times as many, and a batch.
     """
     held: list[tuple[np.ndarray, np.ndarray]] = []
     kind: Kind | None = None

@@ -89,8 +89,8 @@ def _retry_rows(
         places += batch.column(ROW).to_pylist()
         columns.append(scored)
     failed = pa.concat_tables(failures)
-    before = read_failures(out, part)
-    kept = [f != filter.name or row not in set(rows) for f, row in _pairs(before)]
+    before, tried = read_failures(out, part), set(rows)
+    kept = [f != filter.name or row not in tried for f, row in _pairs(before)]
     merged = pa.concat_tables([before.filter(pa.array(kept, pa.bool_())), failed])
     _replace(filter, score_url(out, filter.name, part), places, columns, merged)
     write_failures(out, part, merged)

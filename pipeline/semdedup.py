@@ -61,7 +61,7 @@ def fit_duplicates(rows: Gathered, config: DedupConfig, folder: str | None) -> t
     """Return a table by uid of cluster, distance, isolation and similarity, and the unit centroids float32 (K, D).
 
     distance is 1 - cosine with the centroid, isolation that of find_isolation, similarity as the module says.
-    Beside the rows, disk holds them once more; memory about 100 bytes a row, and one cluster as float32.
+    Beside the rows, disk holds them once more; memory about 100 bytes a row, and one cluster twice as float32.
     Raises ConfigError for fewer rows than clusters.
     """
     device = pick_device(AUTO)

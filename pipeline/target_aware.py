@@ -44,7 +44,8 @@ def is_target_aware(steps: Sequence[Step], scored: Manifest) -> bool:
 def _name_columns(step: Step) -> set[str]:
     """Return the columns that a step names itself; of a `where`, every word that may be one."""
     words = SQL_NAMES.findall(SQL_TEXTS.sub("", step.where or ""))
-    return {*step.scores, *(quoted or plain for quoted, plain in words)}
+    entries = [step.balance.entries] if step.balance else []
+    return {*step.scores, *entries, *(quoted or plain for quoted, plain in words)}
 
 
 def mark(name: str, is_aware: bool) -> str:

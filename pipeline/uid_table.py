@@ -39,11 +39,14 @@ def hash_table(name: str, url: str) -> str:
 def open_table(url: str, digest: str, fields: Sequence[str]) -> np.ndarray:
     """Return the mapped table.
 
-    Raises ConfigError when it has not the sha256 `digest`, or has other fields: then it is another fit's.
+    Raises ConfigError when it has not the sha256 `digest`, is no .npy, or has other fields: then it is another fit's.
     """
     if sha256_of_file(url) != digest:
         raise ConfigError(f"table {url!r} changed since this run began. Start it again.")
-    table = map_array(url)
+    try:
+        table = map_array(url)
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"{url!r} holds no table: {error}. `winnow fit` makes one.") from None
     found, wanted = table.dtype.names or (), (*UID_FIELDS, *fields)
     if found != wanted:
         raise ConfigError(f"{url!r} holds {', '.join(found) or table.dtype}, not {', '.join(wanted)}: another fit's?")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eval38.embed import Encoder, build_class_vectors, decode_batches, decode_row, split_transform
-from eval38.rows import LabelledImage, LostImage
+from eval38.embed import Embedder, Encoder, decode_batches, decode_row, spell_prompts, split_transform
+from eval38.rows import ImageRow, LostImage
 from pipeline.clip_model import open_model
 from pipeline.errors import ModelError
 from pipeline.images import MAX_PIXELS
@@ -30,7 +30,7 @@ def encoder() -> Encoder:
 
 def test_images_get_the_bits_of_the_models_transform(encoder: Encoder) -> None:
     images = [_noise(seed, width=30 + seed) for seed in range(5)]
-    rows = [LabelledImage(str(n), n, _encode(image)) for n, image in enumerate(images)]
+    rows = [ImageRow(str(n), _encode(image), n) for n, image in enumerate(images)]
     (batch,) = decode_batches(rows, encoder.geometry, batch_size=8)
     wanted_N3HW = torch.stack([encoder.opened.eval_transform(image) for image in images])
     found_N3HW = encoder.scale(batch.image_NHW3.permute(0, 3, 1, 2).contiguous().float().div(255))
@@ -42,7 +42,7 @@ def test_images_get_the_bits_of_the_models_transform(encoder: Encoder) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
 def test_every_mode_is_read_as_rgb(encoder: Encoder, mode: str) -> None:
     image = _noise(1).convert("I").convert(mode) if mode == "I;16" else _noise(1).convert(mode)
-    pixels = decode_row(LabelledImage("a", 0, _encode(image)), encoder.geometry)
+    pixels = decode_row(ImageRow("a", _encode(image), 0), encoder.geometry)
     assert not isinstance(pixels, LostImage) and pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.array(encoder.geometry(image.convert("RGB"))))  # before it is resized
 
@@ -51,18 +51,18 @@ def test_every_mode_is_read_as_rgb(encoder: Encoder, mode: str) -> None:
 @pytest.mark.parametrize("batch_size", [1, 33, 64])
 def test_batches_keep_the_order_and_account_for_every_row(encoder: Encoder, num_rows: int, batch_size: int) -> None:
     good = _encode(_noise(0))
-    rows = [LabelledImage(str(n), n, b"broken" if n % 7 == 3 else good) for n in range(num_rows)]
+    rows = [ImageRow(str(n), b"broken" if n % 7 == 3 else good, n) for n in range(num_rows)]
     batches = list(decode_batches(rows, encoder.geometry, batch_size=batch_size, num_threads=2))
-    labels = [label for batch in batches for label in batch.label_N.tolist()]
+    labels = [truth for batch in batches for truth in batch.truths]
     lost = [row.name for batch in batches for row in batch.lost]
     assert labels == [n for n in range(num_rows) if n % 7 != 3]
     assert lost == [str(n) for n in range(num_rows) if n % 7 == 3]
-    assert all(len(batch.label_N) + len(batch.lost) == batch_size for batch in batches[:-1])
+    assert all(len(batch.truths) + len(batch.lost) == batch_size for batch in batches[:-1])
 
 
 def test_an_error_in_the_rows_reaches_the_caller(encoder: Encoder) -> None:
     def rows() -> "object":
-        yield LabelledImage("a", 0, _encode(_noise(0)))
+        yield ImageRow("a", _encode(_noise(0)), 0)
         raise ModelError("stop")
 
     with pytest.raises(ModelError, match="stop"):
@@ -79,7 +79,7 @@ def test_an_error_in_the_rows_reaches_the_caller(encoder: Encoder) -> None:
     ],
 )
 def test_unreadable_image_says_why(encoder: Encoder, content: bytes, message: str) -> None:
-    found = decode_row(LabelledImage("0.tar:a", 0, content), encoder.geometry)
+    found = decode_row(ImageRow("0.tar:a", content, 0), encoder.geometry)
     assert isinstance(found, LostImage) and found.reason == "unreadable_image"
     assert message in found.message and " at 0x" not in found.message
 
@@ -91,10 +91,35 @@ def test_prompts_of_any_script_and_length(encoder: Encoder) -> None:
     assert torch.allclose(encoder.encode_prompts(prompts[:1], quiet=True), text_MD[:1], atol=1e-6)
 
 
-def test_class_vectors_average_unit_prompts() -> None:
-    text_MD = torch.eye(3)
-    class_CD = build_class_vectors(text_MD, torch.tensor([[0, 1], [2, 2]]))
-    assert torch.allclose(class_CD, torch.tensor([[0.5**0.5, 0.5**0.5, 0.0], [0.0, 0.0, 1.0]]))
+def test_prompts_are_spelled_by_class_and_template() -> None:
+    found = spell_prompts(["red", "green"], ["a {c} {x} {c}", "{c}!"])
+    assert found == ["a red {x} red", "red!", "a green {x} green", "green!"]
+
+
+def test_class_vectors_average_unit_prompts(encoder: Encoder) -> None:
+    model = Embedder(encoder, batch_size=4, quiet=True)
+    class_CD = model.embed_classes(["cat", "dog"], ["a {c}", "{c}s"])
+    text_MD = encoder.encode_prompts(["a cat", "cats", "a dog", "dogs"], quiet=True)
+    wanted_CD = torch.nn.functional.normalize(torch.stack([text_MD[:2].mean(0), text_MD[2:].mean(0)]), dim=1)
+    assert torch.allclose(class_CD, wanted_CD, atol=1e-6)
+
+
+def test_a_prompt_is_read_once(encoder: Encoder) -> None:
+    model = Embedder(encoder, batch_size=4, quiet=True)
+    first_MD = model.embed_texts(["a", "b", "a"])
+    second_MD = model.embed_texts(["c", "b", "a"])
+    assert len(model._text_MD) == 3 and model.embed_texts([]).shape == (0, 128)
+    assert torch.equal(first_MD[0], first_MD[2]) and torch.equal(second_MD[1:], first_MD[[1, 0]])
+    assert torch.allclose(second_MD, encoder.encode_prompts(["c", "b", "a"], quiet=True), atol=1e-6)
+
+
+def test_a_set_is_seen_in_order_in_one_pass(encoder: Encoder) -> None:
+    rows = [ImageRow(str(n), _encode(_noise(n)), f"truth {n}") for n in range(7)]
+    lost = LostImage("gone", "missing_image", "why")
+    seen = Embedder(encoder, batch_size=3, quiet=True).see([*rows[:4], lost, *rows[4:]], name="toy")
+    assert seen.truths == tuple(f"truth {n}" for n in range(7)) and seen.lost == (lost,)
+    (batch,) = decode_batches(rows, encoder.geometry, batch_size=7)
+    assert torch.allclose(seen.image_ND, encoder.encode_images(batch.image_NHW3), atol=1e-6)
 
 
 def test_bf16_is_close(encoder: Encoder) -> None:
@@ -102,6 +127,15 @@ def test_bf16_is_close(encoder: Encoder) -> None:
     image_NHW3 = torch.from_numpy(np.stack([np.array(_noise(n, width=32, height=32)) for n in range(4)]))
     cosine_N = (reduced.encode_images(image_NHW3) * encoder.encode_images(image_NHW3)).sum(dim=1)
     assert cosine_N.dtype == torch.float32 and bool((cosine_N > 0.999).all())
+
+
+def test_vectors_that_are_not_finite_are_no_result() -> None:
+    """torch's argmax takes NaN for the best class: a model that diverged would have a score."""
+    opened = open_model("winnow-vit-tiny")
+    with torch.no_grad():
+        opened.model.positional_embedding.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not finite in fp32"):
+        Encoder(opened, device="cpu", precision="fp32").encode_prompts(["a"], quiet=True)
 
 
 def test_foreign_transform_is_refused() -> None:

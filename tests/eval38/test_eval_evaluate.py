@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_evalsets import NUM_PICTURES, make_captioned_tars, make_labelled
 
 from eval38.config import EvalConfig
 from eval38.evaluate import evaluate
+from eval38.tasks import find_task
 from pipeline.errors import EvalError
 from pipeline.manifest import Counts, Manifest, read_manifest
 
@@ -29,6 +31,33 @@ def run(tmp_path: Path, checkpoint: str) -> Callable[..., Manifest]:
     return evaluate_toy
 
 
+COLOURS_BY_NAME = """
+import torch
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
+
+COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "yellow": (200, 200, 20)}
+
+class Colours(torch.nn.Module):
+    def encode_image(self, image):
+        return image.mean(dim=(2, 3))
+
+    def encode_text(self, tokens):
+        return tokens.float()
+
+def make(device):
+    transform = Compose([Resize(8), CenterCrop(8), ToTensor(), Normalize((0.0,) * 3, (1.0,) * 3)])
+    return Colours(), transform, tokenize
+
+def tokenize(texts):
+    return torch.tensor([next((c for w, c in COLOURS.items() if w in t), (1, 1, 1)) for t in texts])
+"""
+
+
+def _read_all(folder: Path) -> dict[str, bytes]:
+    """Return every file under a folder by name."""
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def _lines(tmp_path: Path) -> dict[str, dict[str, object]]:
     rows = map(json.loads, (tmp_path / "out" / "eval_results.jsonl").read_text().splitlines())
     return {row["key"]: row for row in rows}
@@ -40,25 +69,39 @@ def test_every_task_with_data_is_evaluated_in_part(
     make_set("mnist", classes=DIGITS)
     make_set("cifar10", classes=DIGITS)
     make_set("toy")
-    make_set("wilds-fmow")
     manifest = run(own=("toy",))
     facts = manifest.facts
     assert facts["average"]["label"] == "partial average over 2 of 38 tasks" and facts["average"]["num_tasks"] == 2
     rows = _lines(tmp_path)
     mains = [rows[key]["metrics"]["main_metric"] for key in ("cifar10", "mnist")]  # type: ignore[index]
-    assert facts["average"]["value"] == sum(mains) / 2
+    assert facts["average"]["value"] == sum(mains) / 2 and facts["average_corrected"] == facts["average"]
     states = {key: (task["status"], task["counted"], task["incomplete"]) for key, task in facts["tasks"].items()}
     assert states == {
         "cifar10": ("done", True, True),
         "mnist": ("done", True, True),
-        "wilds/fmow": ("not implemented yet", True, False),
         "toy": ("done", False, False),
     }
     assert facts["tasks"]["mnist"]["images_expected"] == 10_000 and facts["tasks"]["mnist"]["images"] == 16
-    assert len(facts["missing"]) == 37 and "vtab/caltech101" in facts["missing"] and not facts["not_asked"]
+    assert len(facts["missing"]) == 38 and "vtab/caltech101" in facts["missing"] and not facts["not_asked"]
     assert manifest.counts["toy"] == Counts(read=16, kept=16)
     assert manifest.parents["train"] == "t" and set(manifest.parents) == {"train", "model", "data"}
     assert read_manifest(str(tmp_path / "out")) == manifest
+
+
+def test_captions_are_enough(run: Callable[..., Manifest], tmp_path: Path) -> None:
+    """A task without class names has no prompts to be read beforehand."""
+    make_captioned_tars(tmp_path / "data" / "wds_retrieval-flickr_1k_test_image_text_retrieval_test")
+    facts = run().facts
+    (task,) = facts["tasks"].values()
+    assert task["name"] == "Flickr" and task["images"] == NUM_PICTURES and 0 <= task["value"] <= 1
+
+
+def test_a_corrected_value_that_is_null_has_no_interval(run: Callable[..., Manifest], tmp_path: Path) -> None:
+    """FMoW with four images: its one region is as small as Other."""
+    make_labelled(tmp_path / "data" / "wds_wilds-fmow_test", find_task("wilds/fmow"), [0] * 4)
+    facts = run().facts
+    assert facts["tasks"]["wilds/fmow"]["value"] is not None is facts["tasks"]["wilds/fmow"]["value_corrected"]
+    assert [set(facts["intervals"][column]["tasks"]) for column in ("compat", "corrected")] == [{"wilds/fmow"}, set()]
 
 
 def test_a_second_run_keeps_what_is_done_and_writes_the_same_bytes(
@@ -67,17 +110,68 @@ def test_a_second_run_keeps_what_is_done_and_writes_the_same_bytes(
     folder = make_set("toy")
     make_set("mnist", classes=DIGITS)
     run(own=("toy",))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert set(before) == {"eval_results.jsonl", "manifest.json"}
+    before = _read_all(tmp_path / "out")
+    assert set(before) == {"eval_results.jsonl", "manifest.json", "wds_mnist_test.npz", "wds_toy_test.npz"}
     with caplog.at_level("INFO", "winnow"):
         run(own=("toy",))
     assert caplog.text.count("is kept") == 2
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert _read_all(tmp_path / "out") == before
     caplog.clear()
     os.utime(folder / "classnames.txt", (1, 1))
     with caplog.at_level("INFO", "winnow"):
         run(own=("toy",))
     assert "toy is evaluated again because data_hash changed" in caplog.text and "mnist is kept" in caplog.text
+
+
+def test_a_task_whose_outcomes_are_gone_is_evaluated_again(
+    make_set: MakeSet, run: Callable[..., Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_set("toy")
+    whole = run(own=("toy",))
+    intervals = whole.facts["intervals"]
+    low, high = intervals["compat"]["tasks"]["toy"]
+    assert 0 <= low <= whole.facts["tasks"]["toy"]["value"] <= high <= 1
+    assert (
+        intervals["corrected"] == intervals["compat"] and intervals["compat"]["average"] is None
+    )  # toy is not counted
+    (tmp_path / "out" / "outcomes" / "wds_toy_test.npz").unlink()
+    assert run(own=("toy",)) == whole
+    assert "toy is evaluated again because what the model made of each image is gone" in caplog.text
+    assert len(_read_all(tmp_path / "out")) == 3
+
+
+def test_kept_vectors_need_no_image(
+    make_set: MakeSet, checkpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_set("toy")
+
+    def run_toy(out: str, features: str | None = str(tmp_path / "kept")) -> Manifest:
+        places = {"data": str(tmp_path / "data"), "out": str(tmp_path / out), "features": features}
+        return evaluate(EvalConfig(own=("toy",)), model=checkpoint, **places, device="cpu", quiet=True)
+
+    plain, first = run_toy("plain", None), run_toy("a")
+    assert first == plain and _read_all(tmp_path / "a") == _read_all(tmp_path / "plain")
+    for tar in (folder / "test").glob("*.tar"):  # other bytes of the same size and time: nothing reads them
+        stat = tar.stat()
+        tar.write_bytes(b"\0" * stat.st_size)
+        os.utime(tar, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert _read_all(run_toy("b") and tmp_path / "b") == _read_all(tmp_path / "a")
+    (folder / "zeroshot_classification_templates.txt").write_text("other words about {c}\n")
+    assert run_toy("c").counts["toy"].kept == 16
+    os.utime(folder / "test" / "0.tar")
+    with pytest.raises(EvalError, match=r"none of 0 images could be read"):
+        run_toy("d")
+
+
+def test_a_model_of_ones_own(
+    make_set: MakeSet, run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_set("toy")
+    (tmp_path / "colours_by_name.py").write_text(COLOURS_BY_NAME)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    manifest = run("colours_by_name:make", own=("toy",))
+    assert manifest.facts["tasks"]["toy"]["value"] == 1.0 and manifest.config["model"] == "colours_by_name:make"
 
 
 def test_an_interrupted_run_goes_on_after_the_last_task(
@@ -92,7 +186,7 @@ def test_an_interrupted_run_goes_on_after_the_last_task(
     (tmp_path / "out" / ".tmp-00000000000000000000000000000000-eval_results.jsonl").write_bytes(b"{")
     assert run(own=("toy",)) == whole
     assert (tmp_path / "out" / "eval_results.jsonl").read_bytes() == lines
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(_read_all(tmp_path / "out")) == 4
 
 
 def test_another_model_or_precision_is_evaluated_again(
@@ -128,16 +222,21 @@ def test_a_broken_set_fails_alone(make_set: MakeSet, run: Callable[..., Manifest
     make_set("gtsrb", classes="".join(f"{n}\n" for n in range(43)))
     (tmp_path / "data" / "wds_gtsrb_test" / "test" / "nshards.txt").unlink()
     make_set("bad", classes="red\ngreen\n")  # labels go up to 3
+    tar = make_set("stl10", classes=DIGITS) / "test" / "0.tar"
+    tar.unlink()
+    tar.mkdir()
     manifest = run(own=("bad",))
     tasks = manifest.facts["tasks"]
     assert {key: task["status"] for key, task in tasks.items()} == {
         "cifar10": "failed",
         "gtsrb": "failed",
         "mnist": "done",
+        "stl10": "failed",
         "bad": "failed",
     }
     assert "has 4 classes, but CIFAR-10 has 10" in tasks["cifar10"]["message"]
     assert "nshards.txt is missing" in tasks["gtsrb"]["message"] and "says label '2'" in tasks["bad"]["message"]
+    assert "Is a directory" in tasks["stl10"]["message"]
     assert list(manifest.counts) == ["mnist"] == list(_lines(tmp_path))
 
 
@@ -172,7 +271,7 @@ def test_damage_is_counted_named_and_marks_the_task(
         (["toy"], {"tasks": ("food101",)}, "task 'food101' has no data: there is no folder .*data/wds_food101_test"),
         (["toy"], {"own": ("mine",)}, "there is no folder .*data/wds_mine_test"),
         (["mnist", "cifar10"], {}, "no task could be evaluated:\ncifar10: .*\nmnist: .*"),
-        (["wilds-fmow"], {}, "wilds/fmow: kind 'wilds' is not implemented yet"),
+        (["wilds-fmow"], {}, "wilds/fmow: .*has 4 classes, but FMoW has 62"),
     ],
 )
 def test_nothing_to_evaluate(

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from eval38.classify import Outcome
 from eval38.results import (
@@ -9,17 +10,20 @@ from eval38.results import (
     build_provenance,
     build_row,
     count_images,
+    hash_weights,
     identify_model,
     read_results,
     select_current,
+    value_of,
     write_results,
 )
 from eval38.rows import LostImage
 from eval38.tasks import find_task, own_task
+from pipeline.clip_model import open_model
 from pipeline.errors import EvalError
 
 MODEL = ModelIdentity("winnow-vit-tiny", "ab" * 32)
-PROVENANCE = build_provenance(MODEL, data_hash="cd", precision="fp32")
+PROVENANCE = build_provenance("mnist", MODEL, data_hash="cd", precision="fp32")
 METRICS = {"acc1": 0.5, "acc5": None, "mean_per_class_recall": 0.25}
 
 
@@ -60,6 +64,30 @@ def test_main_metric_is_the_tasks() -> None:
     assert row["metrics"]["main_metric"] == 0.25
 
 
+def test_a_corrected_column_stands_beside_datacomps() -> None:
+    task = find_task("vtab/clevr_closest_object_distance")
+    row = build_row(task, Outcome(METRICS, 1, (), corrected={"acc1": 0.75}), PROVENANCE)
+    assert row["metrics"]["main_metric"] == 0.5 and row["corrected"] == {"acc1": 0.75, "main_metric": 0.75}
+    assert (value_of(row, "compat"), value_of(row, "corrected")) == (0.5, 0.75)
+    plain = build_row(find_task("mnist"), Outcome(METRICS, 1, ()), PROVENANCE)
+    assert "corrected" not in plain and value_of(plain, "corrected") == 0.5
+
+
+def test_a_corrected_secondary_metric_leaves_the_main_one() -> None:
+    row = build_row(find_task("fairness/fairface"), Outcome({"acc_race_avg": 0.5}, 1, (), {"x_wg": 0.1}), PROVENANCE)
+    assert row["metrics"]["main_metric"] is None and row["corrected"] == {"x_wg": 0.1, "main_metric": None}
+
+
+def test_only_a_task_whose_numbers_changed_has_a_revision(caplog: pytest.LogCaptureFixture) -> None:
+    key = "vtab/clevr_closest_object_distance"
+    new = build_provenance(key, MODEL, data_hash="cd", precision="fp32")
+    assert new == PROVENANCE | {"revision": 2}
+    old = build_row(find_task(key), Outcome(METRICS, 1, ()), PROVENANCE)
+    assert not select_current({key: old}, {key: new}) and "revision changed from absent to 2" in caplog.text
+    other = build_row(find_task("mnist"), Outcome(METRICS, 1, ()), PROVENANCE)
+    assert select_current({"mnist": other}, {key: new})
+
+
 def test_file_is_strict_json_in_the_lists_order(tmp_path: Path) -> None:
     tasks = [own_task("мой"), find_task("mnist"), find_task("cifar10")]
     write_results(str(tmp_path), [build_row(task, Outcome(METRICS, 1, ()), PROVENANCE) for task in tasks])
@@ -74,6 +102,14 @@ def test_file_is_strict_json_in_the_lists_order(tmp_path: Path) -> None:
     assert read_results(str(tmp_path)) == {row["key"]: row for row in rows}
 
 
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    """Unicode has more line ends than a file: next line, line separator."""
+    lost = (LostImage("0.tar:a\u2028b\x85c", "unreadable_image", "why"),)
+    rows = [build_row(find_task(key), Outcome(METRICS, 1, lost), PROVENANCE) for key in ("cifar10", "mnist")]
+    write_results(str(tmp_path), rows)
+    assert list(read_results(str(tmp_path)).values()) == rows
+
+
 def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
     metrics: dict[str, float | None] = {**METRICS, "acc1": float("nan")}
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -81,9 +117,9 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["{", "3", '{"dataset": "x"}', "\n"])
+@pytest.mark.parametrize("text", ["{", "3", '{"dataset": "x"}', "\n", "\udcff"])
 def test_foreign_file_is_not_overwritten(tmp_path: Path, text: str) -> None:
-    (tmp_path / "eval_results.jsonl").write_text(text)
+    (tmp_path / "eval_results.jsonl").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(EvalError, match="line 1 is no result"):
         read_results(str(tmp_path))
 
@@ -124,3 +160,12 @@ def test_identity_of_a_model(checkpoint: str) -> None:
     fresh, opened = identify_model("winnow-vit-tiny", device="cpu")
     other, _ = identify_model("winnow-vit-tiny", device="cpu")
     assert opened is not None and len({identity.sha256, fresh.sha256, other.sha256}) == 3
+
+
+def test_the_hash_of_weights_follows_every_bit(checkpoint: str) -> None:
+    opened = open_model(checkpoint)
+    opened.model.to(torch.bfloat16)
+    before = hash_weights(opened)
+    with torch.no_grad():
+        opened.model.logit_scale.add_(1)
+    assert hash_weights(opened) != before != hash_weights(opened, code=b"x")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval38.rows import LabelledImage, LostImage, read_classes, read_images, read_set
+from eval38.rows import ImageRow, LostImage, read_classes, read_images, read_set
 from eval38.tasks import find_task, own_task
 from pipeline.errors import EvalError
 
@@ -13,7 +13,7 @@ MakeSet = Callable[..., Path]
 TOY = own_task("toy")
 
 
-def _rows(folder: Path) -> list[LabelledImage | LostImage]:
+def _rows(folder: Path) -> list[ImageRow[int] | LostImage]:
     return list(read_images(read_set(TOY, str(folder.parent))))
 
 
@@ -34,7 +34,7 @@ def test_rows_in_order(make_set: MakeSet) -> None:
     assert found.task.classes == 4 and found.templates == ("a {c} square", "{c}")
     rows = list(read_images(found))
     assert [row.name for row in rows[:2] + rows[-1:]] == ["0.tar:s0000000", "0.tar:s0000001", "1.tar:s0000015"]
-    assert [row.label for row in rows if isinstance(row, LabelledImage)] == [0, 1, 2, 3] * 4
+    assert [row.truth for row in rows if isinstance(row, ImageRow)] == [0, 1, 2, 3] * 4
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,7 @@ def test_rows_in_order(make_set: MakeSet) -> None:
         ("a\nb\n", ("a", "b")),
         ("a\nb", ("a", "b")),
         ("a\r\nb \r\n", ("a", "b")),
+        ("\ufeffa\r\nb\r\n", ("a", "b")),
         ("a\n\nb\n", ("a", "", "b")),
         ("a\nb\n\n", ("a", "b", "")),
         ("\na\n", ("", "a")),
@@ -75,7 +76,9 @@ def test_clevr_distance_keeps_its_blank_class(make_set: MakeSet) -> None:
         ("test/nshards.txt", None, "is missing"),
         ("test/nshards.txt", b"two", "number of tars, not 'two'"),
         ("test/nshards.txt", b"0", "number of tars, not '0'"),
-        ("test/nshards.txt", b"4", "2.tar, 3.tar is not there"),
+        ("test/nshards.txt", b"4", "promises 4 tars, but 2.tar is not there"),
+        ("test/nshards.txt", b"999999999", "promises 999999999 tars, but 2.tar is not there"),
+        ("test/nshards.txt", b"9" * 5000, "number of tars, not '9999999999'"),
         ("test/1.tar", None, "1.tar is not there"),
         ("dataset_type.txt", b"retrieval", "a 'retrieval' set"),
         ("classnames.txt", b"red\ngreen\n", r"label '2'.*0 to 1"),
@@ -97,7 +100,7 @@ def test_class_count_must_be_the_tables(make_set: MakeSet) -> None:
         read_set(find_task("mnist"), str(folder.parent))
 
 
-@pytest.mark.parametrize("label", [b"4", b"-1", b"cat", b"", "²".encode()])
+@pytest.mark.parametrize("label", [b"4", b"-1", b"cat", b"", "²".encode(), b"9" * 5000])
 def test_label_that_is_no_class(make_set: MakeSet, label: bytes) -> None:
     folder = make_set()
     _rewrite(folder, lambda members: [("s0000000.cls", label)] + members[1:])
@@ -130,3 +133,10 @@ def test_data_hash_follows_the_files(make_set: MakeSet) -> None:
     assert read_set(TOY, str(folder.parent)).data_hash == before
     (folder / "classnames.txt").write_text("red\ngreen\nblue\nviolet\n")
     assert read_set(TOY, str(folder.parent)).data_hash != before
+
+
+def test_a_key_of_any_bytes_can_be_named(make_set: MakeSet) -> None:
+    folder = make_set()
+    _rewrite(folder, lambda members: [("caf\udce9.cls", b"0")] + members[2:])
+    first, *_ = _rows(folder)
+    assert isinstance(first, LostImage) and first.name == r"0.tar:caf\udce9"

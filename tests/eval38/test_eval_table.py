@@ -11,20 +11,29 @@ from eval38.tasks import TASKS, Task, find_task
 
 def _row(task: Task, value: float, *, images: int | None = None) -> dict[str, Any]:
     metrics: dict[str, float | None] = {str(task.metric): value}
-    return build_row(task, Outcome(metrics, images or task.images or 1, ()), {})
+    corrected: dict[str, float | None] | None = {"acc_worst_region": 0.75} if task.key == "wilds/fmow" else None
+    return build_row(task, Outcome(metrics, images or task.images or 1, (), corrected), {})
 
 
 def _facts(values: dict[str, float], *, broken: dict[str, str] | None = None) -> dict[str, Any]:
     broken = broken or {}
-    asked = [task for task in TASKS if task.key in values or task.key in broken or task.key == "wilds/fmow"]
+    asked = [task for task in TASKS if task.key in values or task.key in broken]
     rows = {key: _row(find_task(key), value, images=7 if key == "mnist" else None) for key, value in values.items()}
     without = [task for task in TASKS if task not in asked and task.key != "cars"]
     return summarize(asked, rows, broken, without_data=without)
 
 
-def test_whole_average() -> None:
+def test_whole_averages() -> None:
     rows = {task.key: _row(task, 0.25) for task in TASKS if task.counted}
     assert average_of(rows) == {"label": "average over 38 tasks", "value": 0.25, "num_tasks": 38}
+    corrected = average_of(rows, "corrected")
+    assert corrected["num_tasks"] == 38 and corrected["value"] == pytest.approx(0.25 + 0.5 / 38)
+
+
+def test_a_metric_over_nothing_is_not_averaged() -> None:
+    rows = {"mnist": _row(find_task("mnist"), 0.5)}
+    rows["misc/winogavil"] = build_row(find_task("misc/winogavil"), Outcome({"jaccard_score_10-12": None}, 1, ()), {})
+    assert average_of(rows) == {"label": "partial average over 1 of 38 tasks", "value": 0.5, "num_tasks": 1}
 
 
 @pytest.mark.parametrize("keys", [[], ["mnist"], ["mnist", "cifar10", "vtab/pets"]])
@@ -41,22 +50,27 @@ def test_group_mean_says_over_how_many() -> None:
 
 
 def test_table() -> None:
-    facts = _facts({"vtab/pets": 0.5, "mnist": 0.1234}, broken={"cifar10": "its folder has 4 classes"})
+    values = {"vtab/pets": 0.5, "mnist": 0.1234, "wilds/fmow": 0.0}
+    facts = _facts(values, broken={"cifar10": "its folder has 4 classes"})
+    of_tasks = {"mnist": [0.1, 0.15], "vtab/pets": [0.5, 0.5]}
+    compat = {"tasks": of_tasks, "groups": {"vtab": [0.5, 0.5], "retrieval": None}, "average": [0.2, 0.25]}
+    facts["intervals"] = {"compat": compat, "corrected": {"average": None}}
     lines = format_table(facts).splitlines()
     assert [line.rstrip() for line in lines[:10]] == [
-        "task             metric                     %  random %  images",
-        "CIFAR-10         acc1                       -     10.00       -  failed",
-        "MNIST *          acc1                   12.34     10.04       7",
-        "Oxford-IIIT Pet  mean_per_class_recall  50.00      2.70   3,669",
-        "FMoW             acc_worst_region           -      2.72       -  not implemented yet",
+        "task             metric                     %  95 % interval  corrected %  random %  images",
+        "CIFAR-10         acc1                       -                                 10.00       -  failed",
+        "MNIST *          acc1                   12.34   [10.0, 15.0]                  10.04       7",
+        "Oxford-IIIT Pet  mean_per_class_recall  50.00   [50.0, 50.0]                   2.70   3,669",
+        "FMoW             acc_worst_region        0.00                       75.00      2.72  22,108",
         "",
-        "ImageNet (0 of 1 tasks)                   -",
-        "ImageNet dist. shifts (0 of 6 tasks)      -",
-        "VTAB (1 of 13 tasks)                  50.00",
-        "Retrieval (0 of 3 tasks)                  -",
+        "ImageNet (0 of 1 tasks)                                          -",
+        "ImageNet dist. shifts (0 of 6 tasks)                             -",
+        "VTAB (1 of 13 tasks)                                         50.00  [50.0, 50.0]",
+        "Retrieval (0 of 3 tasks)                                         -",
     ]
     text = " ".join(lines)
-    assert "partial average over 2 of 38 tasks    31.17" in text
+    assert "partial average over 3 of 38 tasks, as DataComp computes it  20.78  [20.0, 25.0]" in text
+    assert "partial average over 3 of 38 tasks, corrected                45.78" in text
     assert "* MNIST is incomplete: 7 of 10,000 images." in text
     assert "CIFAR-10 failed: its folder has 4 classes" in text
     assert "No data: vtab/caltech101, " in text and "Not asked for: cars." in text
@@ -75,6 +89,13 @@ def test_comparison_adds_an_average_over_shared_tasks() -> None:
     assert found["VTAB"] == ["- (0/13)", "90.00 (1/13)"]
     assert found["average"] == ["30.00 (2/38)", "60.00 (2/38)"]
     assert found["average over the counted tasks that all have (1)"] == ["20.00", "30.00"]
+    assert "average, corrected" not in found
+
+
+def test_comparison_gives_corrected_averages_where_they_differ() -> None:
+    text = format_comparison({"a": _facts({"wilds/fmow": 0.25}), "b": _facts({"mnist": 0.5})})
+    (line,) = [line for line in text.splitlines() if line.startswith("average, corrected")]
+    assert line.split() == ["average,", "corrected", "75.00", "(1/38)", "50.00", "(1/38)"]
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.0, "0.00"), (1.0, "100.00"), (0.123456, "12.35")])

@@ -78,3 +78,7 @@ def test_identity_and_wrong_tables(tmp_path: Path, kind: str) -> None:
         filter.load()
     with pytest.raises(ConfigError, match="another fit's"):
         build_filter(entry).load()
+    for content in (b"", b"no npy", (tmp_path / "table.npy").read_bytes()[:-1]):
+        (tmp_path / "table.npy").write_bytes(content)
+        with pytest.raises(ConfigError, match="holds no table"):
+            build_filter(entry).load()

@@ -170,7 +170,8 @@ def test_exponents_do_not_overflow(similarity: float) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"tau": 0}, "tau 0.0 is not above 0"),
+        ({"tau": 0}, "tau 0.0 is below 1e-06"),
+        ({"tau": 1e-40}, "tau 1e-40 is below"),
         ({"batch": 0}, "batch 0"),
         ({"repeats": 0}, "repeats 0"),
         ({"txt": 1}, "text"),

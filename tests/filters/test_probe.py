@@ -64,6 +64,18 @@ def test_files_that_are_no_probe(tmp_path: Path) -> None:
         np.savez(tmp_path / "probe.npz", **content)
         with pytest.raises(ConfigError, match="holds no probe"):
             build_filter(entry).load()
-    (tmp_path / "probe.npz").write_bytes(b"no zip")
-    with pytest.raises(ConfigError, match="holds no probe"):
-        build_filter(entry).load()
+    save(tmp_path)
+    for cut in (b"no zip", (tmp_path / "probe.npz").read_bytes()[:300]):
+        (tmp_path / "probe.npz").write_bytes(cut)
+        with pytest.raises(ConfigError, match="holds no probe"):
+            build_filter(entry).load()
+
+
+def test_damaged_numbers_have_no_logit(tmp_path: Path) -> None:
+    filter = build_filter(save(tmp_path) | {"embedding": "img"})
+    row_ND = np.ones((4, 6), np.float32)
+    row_ND[1, 0], row_ND[2, 5], row_ND[3, 0] = 3e38, -2e6, 1e6
+    batch = pa.RecordBatch.from_pydict({"img": pa.FixedSizeListArray.from_arrays(pa.array(row_ND.ravel()), 6)})
+    scored = filter.load()(batch)
+    check_scored(filter, batch, scored)
+    assert scored.columns[0].is_null().to_pylist() == [False, True, True, False]

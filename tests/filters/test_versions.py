@@ -20,7 +20,13 @@ ROOT = Path(__file__).parent.parent.parent
 NOTED = Path(__file__).parent / "versions.json"
 DECIDES = {
     "caption_entities": ("filters/wordnet/words.py", "filters/wordnet/phrases.py"),
-    "clip_score": ("filters/text_mask.py", "pipeline/images.py", "pipeline/clip_model.py", "pipeline/tokens.py"),
+    "clip_score": (
+        "filters/text_mask.py",
+        "pipeline/images.py",
+        "pipeline/clip_model.py",
+        "pipeline/hub_files.py",
+        "pipeline/tokens.py",
+    ),
     "caption_length": ("filters/captions.py",),
     "metaclip": ("filters/wordnet/words.py",),
     "caption_language": (
@@ -30,11 +36,11 @@ DECIDES = {
         "filters/lid/tree.py",
         "filters/lid/words.py",
     ),
-    "image_cluster": ("pipeline/nearest.py", "pipeline/embeddings.py"),
+    "image_cluster": ("pipeline/nearest.py", "filters/vectors.py", "pipeline/embeddings.py"),
     "neg_clip_loss": ("filters/vectors.py", "pipeline/embeddings.py", "pipeline/select_draw.py"),
     "norm_sim_d": ("pipeline/uid_table.py",),
     "semdedup": ("pipeline/uid_table.py",),
-    "probe": ("pipeline/probe.py", "pipeline/gather.py", "pipeline/embeddings.py"),
+    "probe": ("pipeline/probe.py", "filters/vectors.py", "pipeline/gather.py", "pipeline/embeddings.py"),
     "norm_sim": ("filters/vectors.py", "pipeline/embeddings.py"),
 }
 """Files that decide values beside the filter's own."""

@@ -128,6 +128,9 @@ def test_a_bound_that_a_small_sample_cannot_give_is_none(scores: str) -> None:
         ({"fraction": 0.897, "sample": 60, "seed": 1}, "a sample of 60 rows, 55 of them"),
         ({"fraction": 0.1, "sample": 3001}, "a sample of 3001 of 3,000"),
         ({"fraction": 0.1, "sample": 0.0}, "a sample of 0.0"),
+        ({"fraction": 0.1, "sample": math.nan}, "a sample of nan"),
+        ({"fraction": 0.1, "sample": math.inf}, "a sample of inf"),
+        ({"count": 3100, "sample": 0.5}, "3,000 have a .* Ask for fewer"),
         ({"fraction": 0.1, "sample": 0.5, "confidence": 95.0}, "confidence 95.0"),
     ],
 )
@@ -235,6 +238,12 @@ def test_held_out_retrieval_can_be_measured_for_the_card(places: Path, tmp_path:
         write_card(str(tmp_path / "c"), scores, found, heldout=str(places / "clean"))
 
 
+def test_what_it_was_fine_tuned_on_is_no_held_out_set(places: Path, tmp_path: Path) -> None:
+    scores = str(places / "scores-tuned")
+    with pytest.raises(ConfigError, match=r"was trained on .* all of it"):
+        write_card(str(tmp_path), scores, calibrate(scores, BY, fraction=0.15), heldout=str(places / "tune"))
+
+
 def test_of_the_training_pairs_only_the_rows_held_out_are_measured(places: Path, tmp_path: Path) -> None:
     scores = str(places / "scores-tuned")
     found = calibrate(scores, BY, fraction=0.15)
@@ -247,6 +256,8 @@ def test_a_card_says_what_it_does_not_know(places: Path, scores: str, tmp_path: 
     found = calibrate(scores, BY, fraction=0.15)  # scores whose manifest names no network at all
     write_card(str(tmp_path / "a"), scores, found)
     assert "a network" in read_card(tmp_path / "a")["unknown"][0] and read_card(tmp_path / "a")["network"] == {}
+    with pytest.raises(ConfigError, match="leave --network"):
+        write_card(str(tmp_path / "a"), scores, found, model=str(places / "plain"))
     with pytest.raises(ConfigError, match="no network to measure"):
         write_card(str(tmp_path / "a"), scores, found, heldout=str(places / "other"))
     gone = shutil.copytree(places / "scores-plain", tmp_path / "scores")
@@ -290,10 +301,11 @@ def test_the_card_of_a_released_network_has_its_licence(places: Path, tmp_path: 
 def test_the_command(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--scores", str(places / "scores-plain"), "--by", BY, "--fraction", "0.15"]
     card = ["--card", str(tmp_path / "card"), "--heldout", str(places / "other"), "--device", "cpu"]
-    assert calibrate_dfn([*words, "--sample", "0.5", "--seed", "2", "--confidence", "0.9", *card]) == 0
+    assert calibrate_dfn([*words, "--sample", "0.5", "--seed", "2", "--confidence", "0.999", *card]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert found["sample"]["rows"] == 1500 and found["confidence"] == 0.9 and "filter_card.json" in err
+    assert found["sample"]["rows"] == 1500 and found["confidence"] == 0.999 and "filter_card.json" in err
+    assert "99.9 % interval of the threshold" in (tmp_path / "card/filter_card.md").read_text()
     assert read_card(tmp_path / "card")["calibration"] == found
     assert calibrate_dfn([*words, "--heldout", str(places / "other")]) == 2 and "--card" in capsys.readouterr().err
     assert calibrate_dfn([*words, "--sample", "half"]) == 2 and "a share such as 0.1" in capsys.readouterr().err

@@ -1,6 +1,9 @@
 """Recipes of DataComp's baselines on a small metadata pool; tests/parity/datacomp.py runs DataComp's own code too."""
 
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,3 +110,33 @@ def test_fresh_does_not_delete_what_a_fit_reads(tmp_path: Path, what: str) -> No
     with pytest.raises(ConfigError, match="that --fresh would delete"):
         run_recipe(recipe, pool=str(make_metadata(tmp_path / "metadata")), out=str(tmp_path / "out"), fresh=True)
     assert mine.exists()
+
+
+INPUTS: dict[str, dict[str, Any]] = {
+    "fine-tuning pairs": {"networks": {"dfn": {"finetune": {"sets": [{"pairs": "MINE"}], "train": {}}}}},
+    "fine-tuning classes": {"networks": {"dfn": {"finetune": {"sets": [{"classes": "MINE"}], "train": {}}}}},
+    "weights to start from": {"networks": {"dfn": {"init": "tiny@MINE"}}},
+    "positives": {"fit": {"it": {"kind": "probe", "embedding": "l14_img", "positives": "MINE"}}},
+    "a glob": {"fit": {"it": {"kind": "probe", "embedding": "l14_img", "positives": "GLOB"}}},
+    "targets of a filter": {"score": [{"filter": "norm_sim", "embedding": "l14_img", "targets": "MINE"}]},
+    "a text detector": {
+        "score": [{"filter": "clip_score", "model": "ViT-B-32/openai", "view": "masked", "detector": "MINE"}]
+    },
+}
+
+
+@pytest.mark.parametrize("what", list(INPUTS))
+def test_fresh_does_not_delete_what_a_recipe_names(tmp_path: Path, what: str) -> None:
+    out = tmp_path / "out"
+    (out / "runs" / "a").mkdir(parents=True)
+    (out / "recipe.json").write_text("{}")
+    (out / "runs" / "a" / "mine.npy").write_text("")
+    content: dict[str, Any] = copy.deepcopy(INPUTS[what])
+    for network in content.get("networks", {}).values():
+        network |= {"data": "clean", "train": {"model": "tiny", "samples": 64}}
+    spelled = json.dumps(content).replace("MINE", f"{out}/runs/a/mine.npy").replace("GLOB", f"{out}/*/a/mine*")
+    (tmp_path / "my.yaml").write_text(spelled)
+    recipe = load_recipe(str(tmp_path / "my.yaml"))
+    with pytest.raises(ConfigError, match="that --fresh would delete"):
+        run_recipe(recipe, pool=str(tmp_path), out=str(out), fresh=True)
+    assert (out / "runs" / "a" / "mine.npy").exists()

@@ -129,6 +129,8 @@ def test_the_command_on_scores_alone(
     capsys.readouterr()
     assert evaluate_dfn(["--scores", scores, "--by", B, "--out", str(tmp_path / "one")]) == 0
     assert "truth" not in capsys.readouterr().out
+    assert evaluate_dfn([*words, "--fractions", "0.005,0.125,0.29", "--out", str(tmp_path / "two")]) == 0
+    assert "| 0.5 % | 12.5 % | 29 % |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,14 @@ def test_the_command_on_scores_alone(
         (["--by", A, "--truth", "nowhere.parquet", "--right-kinds", "clean"], 1, "nowhere.parquet"),
         (["--by", A, "--truth", "{truth}", "--right-kinds", "clean", "--fractions", "1.5"], 2, "not in"),
         (["--by", A, "--fractions", "some"], 2, "--fractions 'some' should be numbers"),
+        (["--by", A, "--fractions", ","], 2, "--fractions ',' should be numbers"),
+        (["--by", A, "--fractions", "nan"], 2, "nan is not in"),
+        (["--by", A, "--right-kinds", "clean"], 2, "say which with --truth"),
+        (["dfn-tiny", "--by", A], 2, "recipe 'dfn-tiny' is for induced models"),
+        (["dfn-tiny", "--pool", "p", "--eval-data", "e", "--truth", "{truth}"], 2, "name those with --by"),
+        (["dfn-tiny", "--pool", "p", "--eval-data", "e", "--seeds", "inf"], 2, "should be whole numbers"),
+        (["dfn-tiny", "--pool", "p", "--eval-data", "e", "--seeds", "0,-1"], 2, "should be whole numbers"),
+        (["dfn-tiny", "--pool", "p", "--eval-data", "e", "--seeds", f"{2**63}"], 2, "seed is 9223372036854775808"),
         (["--by", A, "--scores", "nowhere"], 1, "holds no finished scores"),
         ([], 2, "say what to judge"),
         (["--pool", "pool"], 2, "need both --pool and --eval-data"),
@@ -197,6 +207,7 @@ def test_a_mark_reaches_what_reads_marked_scores() -> None:
     assert aware({"top": {"by": "a_s", "count": 1}}) and not aware({"top": {"by": "b_s", "count": 1}})
     assert aware({"where": "b_s > 1 AND mix_s < 2"}) and not aware({"where": "b_s > 1 OR foreign = 'a_s'"})
     assert aware({"union": [[], [{"name": "in", "at_least": {"by": "a_s", "value": 0}}]]}) and not aware({"repeat": 2})
+    assert aware({"balance": {"entries": "mix_s"}}) and not aware({"balance": {"entries": "b_s"}})
 
 
 def test_a_score_entry_may_say_that_it_is_target_aware() -> None:
@@ -271,7 +282,7 @@ def test_the_induced_test(make_pool: Any, tmp_path: Path, spark: Any, capsys: py
         "--out",
         str(out),
     ]
-    words += ["--seeds", "0,5", "--subsets", "none,half", "--by", "half_similarity_score,caption_words"]
+    words += ["--seeds", "0,5", "--subsets", "none,half,none", "--by", "half_similarity_score,caption_words"]
     assert evaluate_dfn(words) == 0
     page, first = capsys.readouterr().out, (out / "evaluation.json").read_bytes()
     found = json.loads(first)["induced"]

@@ -20,7 +20,7 @@ from jobs.fit_source import Rows, open_scores
 from jobs.recipes import list_ready, load_recipe
 from jobs.run_recipe import main as run
 from jobs.run_recipe import naming_those_that_wait
-from jobs.stage_fit import fit_rows
+from jobs.stage_fit import fit_rows, warn_if_other
 from pipeline.clip_model import open_model
 from pipeline.errors import ConfigError, PoolError
 from pipeline.gather import gather_rows
@@ -96,6 +96,18 @@ def test_another_kind_leaves_nothing_of_the_last(tmp_path: Path, caplog: pytest.
         assert fit([write_recipe(tmp_path, kind), "--pool", str(pool), "--out", str(out)]) == 0
         assert sorted(p.name for p in (out / "it").glob("*.np*")) == FILES[kind]
     assert "config.kind changed from probe to norm_sim_d" in caplog.text
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_fit_made_by_other_choices_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    pool, recipe = write_metadata(tmp_path / "pool", UIDS, VECTORS), write_recipe(tmp_path, kind)
+    assert fit([recipe, "--pool", str(pool), "--out", str(tmp_path / "fits")]) == 0
+    made = read_manifest(str(tmp_path / "fits" / "it"))
+    assert made
+    warn_if_other("it", load_recipe(recipe).fit["it"], made)
+    assert not caplog.text
+    warn_if_other("it", load_recipe(recipe, ["fit.it.embedding=b32_img"]).fit["it"], made)
+    assert "fit it was made with embedding 'l14_img', and the recipe says 'b32_img'" in caplog.text
 
 
 def test_other_positives_are_another_probe(tmp_path: Path) -> None:

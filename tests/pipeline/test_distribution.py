@@ -71,6 +71,13 @@ def test_odd_columns(tmp_path: Path, values: pa.Array, counts: list[int]) -> Non
         assert (made.num_null, made.num_infinite) == (1, 1)
 
 
+def test_bins_of_numbers_whose_distance_is_no_number(tmp_path: Path) -> None:
+    column, _ = make_column(tmp_path / "s", pa.array([-1.7e308, 0.0, 1.7e308, 1.7e308]), parts=1)
+    made = describe_column(column)
+    assert (made.edges[0], made.edges[-1]) == (-1.7e308, 1.7e308) and np.isfinite(made.edges).all()
+    assert [made.counts[n] for n in (0, NUM_BINS // 2, NUM_BINS - 1)] == [1, 1, 2]
+
+
 def test_a_sample_is_that_of_the_sample_step(tmp_path: Path) -> None:
     column, uids = make_column(tmp_path / "s", make_values(pa.float32()))
     drawn, num = draw_rows(column, 100, seed=5)

@@ -312,6 +312,15 @@ def test_rows_are_gathered_in_order_and_counted(tmp_path: Path) -> None:
         pass
 
 
+def test_damaged_rows_do_not_abort_faiss() -> None:
+    vector_ND = draw(100, dtype=np.float32)
+    vector_ND[3], vector_ND[4] = 1e38, 2e6
+    config = FitConfig(embedding="x", clusters=3, iterations=2)
+    with gather_sample([(draw_uids(100), vector_ND)], config) as (sample_ND, counts):
+        assert counts == Counts(read=100, kept=98, failed={"missing_embedding": 2})
+        assert np.isfinite(fit_centroids(sample_ND, config).centroid_KD).all()
+
+
 @pytest.mark.parametrize(
     "wrong", [{"clusters": 0}, {"iterations": 0}, {"sample": 0}, {"sample": 1.1}, {"seed": -1}, {"seed": 1 << 31}]
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_embeddings import draw, draw_uids
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PoolError
 from pipeline.gather import gather_rows
 from pipeline.norm_sim_d import NormSimDConfig, find_lowest, fit_survivors, sum_moment
 
@@ -78,6 +78,11 @@ def test_equal_rows_go_by_uid() -> None:
     table = survive(draw_uids(20), np.tile(draw(1), (20, 1)), 5, 3)
     assert table["round"].tolist() == [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5
     np.testing.assert_allclose(table["value"], 1, rtol=1e-6)
+
+
+def test_a_pool_of_two_models_is_refused() -> None:
+    with pytest.raises(PoolError, match="embeddings of 16 float16 and of 8 float16 cannot stand in one matrix"):
+        sum_moment([draw(9), draw(9, 8)])
 
 
 def test_no_rows() -> None:

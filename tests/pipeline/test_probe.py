@@ -149,6 +149,8 @@ def test_what_cannot_be_trained_on(positive: np.ndarray, negative: np.ndarray, m
         {"negatives": 0},
         {"held_out": 1},
         {"l2": -1},
+        {"l2": float("nan")},
+        {"seed": -1},
         {"iterations": 0},
         {"embedding": []},
         {"positive_columns": ["a", "b"]},

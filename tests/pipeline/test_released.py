@@ -158,4 +158,5 @@ def test_the_list_names_every_network_with_its_licence(capsys: pytest.CaptureFix
     assert all(row.hub in short and row.licence in short for row in RELEASED)
     assert list_networks(["--all"]) == 0
     long = capsys.readouterr().out
+    assert all(f"{model} " in long for model in list_pretrained())
     assert "ViT-B-32/openai" in long and len(long.splitlines()) == len(short.splitlines()) + len(list_pretrained())

@@ -1,0 +1,158 @@
+"""Models that are no CLIP of open_clip's: a SigLIP-like folder, and a function of the user's own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval38.embed import Encoder
+from eval38.python_model import is_python_model, open_python_model
+from eval38.results import identify_model
+from pipeline.clip_model import open_model
+from pipeline.errors import ModelError
+
+SIGLIP = {
+    "model_cfg": {
+        "embed_dim": 32,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+    },
+    "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"},
+}
+"""The shape of open_clip's SigLIP configs, but for size, image tower and tokenizer (theirs comes from the hub)."""
+OWN = """
+import torch
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
+
+class Colours(torch.nn.Module):
+    def encode_image(self, image):
+        return image.mean(dim=(2, 3))
+
+    def encode_text(self, tokens):
+        return torch.eye(3)[tokens[:, 0]]
+
+def make(device):
+    transform = Compose([Resize(8), CenterCrop(8), ToTensor(), Normalize((0.0,) * 3, (1.0,) * 3)])
+    words = ("red", "green", "blue")
+    find = lambda text: [n for n, word in enumerate(words) if word in text] or [0]
+    find = lambda text: [n for n, word in enumerate(words) if word in text] or [0]
+    return Colours(), transform, lambda texts: torch.tensor([find(text) for text in texts])
+
+def wrong(device):
+    return None
+
+def no_module(device):
+    return object(), None, None
+
+def no_tokens(device):
+    return Colours(), None, lambda texts: texts
+
+value = 3
+"""
+
+
+def test_a_siglip_folder_is_read_squashed_and_unmasked(tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(SIGLIP))
+    torch.manual_seed(0)
+    import open_clip
+
+    fresh = open_clip.create_model(f"local-dir:{tmp_path}", load_weights=False)
+    torch.save(fresh.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    opened = open_model(str(tmp_path))
+    encoder = Encoder(opened, device="cpu", precision="fp32")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 90, 3), dtype=np.uint8)
+    squashed = np.array(encoder.geometry(Image.fromarray(pixels)))
+    assert squashed.shape == (32, 32, 3)
+    np.testing.assert_array_equal(
+        squashed, np.array(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC))
+    )
+    text_MD = encoder.encode_prompts(["a cat", "a dog"], quiet=True)
+    with torch.inference_mode():
+        wanted = fresh.eval().encode_text(open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a cat", "a dog"]))
+    assert torch.allclose(text_MD, torch.nn.functional.normalize(wanted, dim=-1), atol=1e-6)
+    image_ND = encoder.encode_images(torch.from_numpy(squashed)[None])
+    logits = fresh.logit_scale.exp() * image_ND @ text_MD.T + fresh.logit_bias
+    assert logits.argmax() == (image_ND @ text_MD.T).argmax()
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Return a function that gives the model string of one of OWN's functions."""
+    name = f"own_{tmp_path.name}".replace("[", "_").replace("]", "_").replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return lambda function: f"{name}:{function}"
+
+
+def test_a_function_of_ones_own(own: Callable[[str], str]) -> None:
+    opened = open_python_model(own("make"), device="cpu")
+    assert opened.embed_dim == 3
+    encoder = Encoder(opened, device="cpu", precision="fp32")
+    image = np.array(encoder.geometry(Image.new("RGB", (20, 30), (0, 250, 5))))
+    best = (
+        encoder.encode_images(torch.from_numpy(image)[None])
+        @ encoder.encode_prompts(["red", "a green one"], quiet=True).T
+    )
+    assert best.argmax().item() == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nothing", "has no attribute"),
+        ("wrong", r"should return \(model, transform, tokenize\), not NoneType"),
+        ("no_module", "no torch module"),
+        ("no_tokens", "no tensor of two rows"),
+    ],
+)
+def test_a_function_that_makes_no_model(own: Callable[[str], str], function: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        open_python_model(own(function), device="cpu")
+
+
+def test_other_code_with_the_same_weights_is_another_model(own: Callable[[str], str]) -> None:
+    model = own("make")
+    before, _ = identify_model(model, device="cpu")
+    assert identify_model(model, device="cpu")[0] == before
+    path = Path(f"{model.partition(':')[0]}.py")
+    path.write_text(path.read_text().replace("Normalize((0.0,)", "Normalize((0.5,)"))
+    assert identify_model(model, device="cpu")[0].sha256 != before.sha256
+
+
+def test_a_module_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match="No module named 'nowhere_at_all'"):
+        open_python_model("nowhere_at_all:make", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "is_one"),
+    [
+        ("mine:make", True),
+        ("a.b.c:make", True),
+        ("hf-hub:org/name", False),
+        ("timm:volo_d1_224", False),
+        ("ViT-B-32/openai", False),
+        ("ViT-B-32@a:b.pt", False),
+        ("mine:make()", False),
+        ("s3://bucket/x", False),
+    ],
+)
+def test_which_strings_name_a_function(model: str, is_one: bool) -> None:
+    assert is_python_model(model) == is_one

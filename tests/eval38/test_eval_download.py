@@ -1,0 +1,333 @@
+"""`winnow eval download` against a loopback server that speaks the hub's API: well, cut short, wrong, hostile."""
+
+import hashlib
+import http.server
+import json
+import os
+import threading
+import urllib.parse
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from eval38.download import choose_files, fetch_sets, plan_set, repo_of
+from eval38.hub import Hub, HubFile, find_commit, list_files
+from eval38.rows import hash_files
+from eval38.tasks import TASKS, find_task
+from jobs.download_eval import main
+from pipeline.errors import ConfigError, StageError
+
+COMMIT = "c" * 40
+TAR = bytes(range(256)) * 4000
+FILES = {
+    "classnames.txt": b"zero\none\n",
+    "zeroshot_classification_templates.txt": b"a {c}.\n",
+    "test/nshards.txt": b"2\n",
+    "test/0.tar": TAR,
+    "test/1.tar": TAR[::-1],
+    "README.md": b"not wanted",
+    "mnist.py": b"raise SystemExit",
+}
+
+
+@dataclass
+class State:
+    """What the server holds and does."""
+
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    asked: Counter[str] = field(default_factory=Counter)
+    ranges: list[str] = field(default_factory=list)
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)
+    ill: dict[str, list[str]] = field(default_factory=dict)
+    """Path -> what goes wrong with each of the next answers."""
+    page: int = 1000
+    other: str = ""
+    """Address that large files are redirected to."""
+    answer: object = None
+    """What a listing answers with, if anything else."""
+
+
+def entry(path: str, content: bytes) -> dict[str, object]:
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    found: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": git}
+    if path.endswith((".tar", ".zip")):
+        found |= {"oid": "1" * 40, "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}}
+    return found
+
+
+class Web(http.server.BaseHTTPRequestHandler):
+    state: State
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        parts = urllib.parse.urlsplit(self.path)
+        path = urllib.parse.unquote(parts.path)
+        self.state.asked[path] += 1
+        self.state.tokens.append((path, self.headers.get("Authorization")))
+        ill = self.state.ill.get(path.rpartition(COMMIT + "/")[2], [])
+        fault = ill.pop(0) if ill else ""
+        if fault.isdigit():
+            self.send(b"", int(fault))
+        elif fault.startswith("to "):
+            self.send(b"", 302, Location=fault[3:])
+        elif "/revision/" in path:
+            self.send(json.dumps({"sha": COMMIT}).encode())
+        elif "/tree/" in path and self.state.answer is not None:
+            self.send(json.dumps(self.state.answer).encode())
+        elif "/tree/" in path:
+            self.list(urllib.parse.parse_qs(parts.query))
+        elif path.startswith("/datasets/") and self.state.other and path.endswith(".tar"):
+            self.send(b"", 302, Location=self.state.other + parts.path)
+        else:
+            self.send_file(self.state.files[path.rpartition(COMMIT + "/")[2]], fault)
+
+    def list(self, query: dict[str, list[str]]) -> None:
+        entries = [{"type": "directory", "path": "test", "oid": "2" * 40, "size": 0}]
+        entries += [entry(*item) for item in self.state.files.items()]
+        start = int(query.get("cursor", ["0"])[0])
+        end = start + self.state.page
+        more = end < len(entries)
+        link = {"Link": f'<https://elsewhere.invalid/?recursive=1&cursor={end}>; rel="next"'} if more else {}
+        self.send(json.dumps(entries[start:end]).encode(), 200, **link)
+
+    def send_file(self, content: bytes, fault: str) -> None:
+        start = 0
+        if wanted := self.headers.get("Range"):
+            self.state.ranges.append(wanted)
+            start = 0 if fault == "whole" else int(wanted.removeprefix("bytes=").removesuffix("-"))
+        headers = {"Content-Length": str(len(content) - start)}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        body = content[start:]
+        if fault == "wrong":
+            body = bytes([body[0] ^ 1]) + body[1:]
+        if fault == "more":
+            body, headers = body + b"x", {}
+        self.send(body[: len(body) // 2] if fault == "short" else body, 206 if start else 200, **headers)
+
+    def send(self, body: bytes, code: int = 200, **headers: str) -> None:
+        self.send_response(code)
+        for name, value in ({"Content-Length": str(len(body))} if "Content-Length" not in headers else {}).items():
+            self.send_header(name, value)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def serve(state: State) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Web,), {"state": state})) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> State:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return State()
+
+
+@pytest.fixture
+def hub(state: State) -> Iterator[Hub]:
+    for address in serve(state):
+        yield Hub(address, first_wait_s=0.001)
+
+
+def fetch(hub: Hub, out: Path, key: str = "mnist") -> list[str]:
+    return fetch_sets(hub, [plan_set(hub, find_task(key), str(out))], quiet=True)
+
+
+def listing(out: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file() and f.suffix != ".json"}
+
+
+SET = {f"wds_mnist_test/{path}": content for path, content in FILES.items() if path.startswith(("test", "c", "z"))}
+
+
+@pytest.mark.parametrize("page", [1, 3, 1000])
+def test_only_what_evaluation_reads_is_fetched_and_nothing_twice(
+    state: State, hub: Hub, tmp_path: Path, page: int
+) -> None:
+    state.page = page
+    assert fetch(hub, tmp_path) == [] and listing(tmp_path) == SET
+    source = json.loads((tmp_path / "wds_mnist_test/source.json").read_text())
+    assert source["repo"] == "djghosh/wds_mnist_test" and source["commit"] == COMMIT and len(source["files"]) == 5
+    before = state.asked.copy()
+    assert fetch(hub, tmp_path) == [] and listing(tmp_path) == SET
+    assert not [path for path in (state.asked - before) if "/resolve/" in path]
+
+
+@pytest.mark.parametrize("fault", ["short", "503", "429", "wrong", "whole"])
+def test_a_fault_that_passes(state: State, hub: Hub, tmp_path: Path, fault: str) -> None:
+    state.ill = {"test/0.tar": ["short", fault, fault], "classnames.txt": [fault]}
+    assert fetch(hub, tmp_path) == [] and listing(tmp_path) == SET
+    assert f"bytes={len(TAR) // 2}-" in state.ranges
+
+
+def test_a_fetched_set_is_the_same_set_everywhere(hub: Hub, tmp_path: Path) -> None:
+    files = sorted(SET)
+    hashes = []
+    for where in ("here", "there"):
+        assert fetch(hub, tmp_path / where) == []
+        hashes.append(hash_files([str(tmp_path / where / file) for file in files]))
+    assert hashes[0] == hashes[1]
+    os.utime(tmp_path / "there" / files[0], (1, 1))
+    assert hash_files([str(tmp_path / "there" / file) for file in files]) != hashes[0]
+    (tmp_path / "here/wds_mnist_test/source.json").write_text("{}")
+    assert hash_files([str(tmp_path / "here" / file) for file in files]) != hashes[0]
+
+
+def test_another_process_goes_on_where_one_stopped(state: State, hub: Hub, tmp_path: Path) -> None:
+    state.ill = {"test/0.tar": ["short"] + ["503"] * 9}
+    (failed,) = fetch(hub, tmp_path)
+    assert "503" in failed and "again to go on" in failed
+    assert "wds_mnist_test/test/0.tar" not in listing(tmp_path) and "wds_mnist_test/test/1.tar" in listing(tmp_path)
+    state.ill = {}
+    plan = plan_set(hub, find_task("mnist"), str(tmp_path))
+    assert plan.missing == len(TAR) // 2
+    assert fetch_sets(hub, [plan], quiet=True) == [] and listing(tmp_path) == SET
+    assert state.ranges == [f"bytes={len(TAR) // 2}-"] * (len(state.ranges))
+
+
+def test_a_hash_that_stays_wrong_is_never_a_file(state: State, hub: Hub, tmp_path: Path) -> None:
+    state.ill = {"test/1.tar": ["wrong"] * 99, "classnames.txt": ["wrong"] * 99}
+    failed = fetch(hub, tmp_path)
+    assert len(failed) == 2 and all("hash is wrong" in message for message in failed)
+    assert set(listing(tmp_path)) == set(SET) - {"wds_mnist_test/test/1.tar", "wds_mnist_test/classnames.txt"}
+
+
+def test_a_part_of_another_version_is_fetched_anew(state: State, hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "wds_mnist_test/test").mkdir(parents=True)
+    (tmp_path / "wds_mnist_test/test/.0.tar.part").write_bytes(b"y" * 1000)
+    (tmp_path / "wds_mnist_test/test/1.tar").write_bytes(b"z" * len(TAR))
+    assert fetch(hub, tmp_path) == [] and listing(tmp_path) == SET
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("more", "sends more than"),
+        ("404", "not there"),
+        ("403", "HF_TOKEN"),
+        ("to file:///etc/hostname", "not allowed"),
+        ("to ftp://127.0.0.1/x", "not followed"),
+    ],
+)
+def test_a_fault_that_does_not_pass_ends_at_once(
+    state: State, hub: Hub, tmp_path: Path, fault: str, message: str
+) -> None:
+    state.ill = {"test/0.tar": [fault] * 99}
+    (failed,) = fetch(hub, tmp_path)
+    assert message in failed and state.asked[f"/datasets/djghosh/wds_mnist_test/resolve/{COMMIT}/test/0.tar"] == 1
+    assert not list(tmp_path.rglob("0.tar"))
+
+
+def test_a_token_stays_with_the_endpoint(state: State, hub: Hub, tmp_path: Path) -> None:
+    elsewhere = State()
+    for address in serve(elsewhere):
+        state.other = address
+        assert fetch(Hub(hub.endpoint, "secret"), tmp_path) == []
+    assert {token for _, token in state.tokens} == {"Bearer secret"}
+    assert elsewhere.tokens and {token for _, token in elsewhere.tokens} == {None}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../evil.tar",
+        "/etc/evil.tar",
+        "test/../../0.tar",
+        "test/0.tar\n",
+        "test\\0.tar",
+        "C:0.tar",
+        "test/00.tar",
+        "",
+    ],
+)
+@pytest.mark.parametrize("key", ["mnist", "misc/winogavil"])
+def test_hostile_names_are_left_there(state: State, hub: Hub, tmp_path: Path, key: str, path: str) -> None:
+    good = FILES if key == "mnist" else {"a.csv": b"cue\n", "b.zip": b"PK"}
+    state.files = good | {path: b"evil", path + ".csv": b"evil", path + ".zip": b"evil"}
+    out = tmp_path / "deep" / "out"
+    fetch(hub, out, key)
+    folder = out / ("wds_mnist_test" if key == "mnist" else "wds_misc-winogavil_test")
+    assert all(f.is_relative_to(folder) for f in tmp_path.rglob("*") if f.is_file())
+    assert {f.read_bytes() for f in tmp_path.rglob("*.tar")} <= {TAR, TAR[::-1]}
+
+
+@pytest.mark.parametrize(
+    ("lfs", "size", "oid"), [({"oid": "x", "size": 3}, 3, "1" * 40), (None, -1, "1" * 40), (None, 1, "zz"), (7, 1, "")]
+)
+def test_a_listing_that_is_none(state: State, hub: Hub, lfs: object, size: int, oid: str) -> None:
+    state.answer = [{"type": "file", "path": "a", "size": size, "oid": oid, "lfs": lfs}]
+    with pytest.raises(StageError, match=r"no file entry|has size"):
+        list_files(hub, "a/b", COMMIT)
+
+
+@pytest.mark.parametrize(("answer", "message"), [({"error": "x"}, "no list"), ("<html>", "no list"), ([7], "no file")])
+def test_an_answer_of_another_kind(state: State, hub: Hub, answer: object, message: str) -> None:
+    state.answer = answer
+    with pytest.raises(StageError, match=message):
+        list_files(hub, "a/b", COMMIT)
+
+
+def test_a_set_that_lacks_a_tar_or_a_table(state: State, hub: Hub, tmp_path: Path) -> None:
+    del state.files["test/0.tar"]
+    with pytest.raises(StageError, match=r"lacks test/0.tar; it holds 'classnames.txt'"):
+        plan_set(hub, find_task("mnist"), str(tmp_path))
+    with pytest.raises(StageError, match="no table with a zip"):
+        plan_set(hub, find_task("misc/winogavil"), str(tmp_path))
+    with pytest.raises(ConfigError, match="local folder"):
+        plan_set(hub, find_task("mnist"), "s3://bucket/x")
+
+
+def test_parquet_is_preferred_to_a_table() -> None:
+    names = ["a.csv", "b.zip", "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"]
+    found = choose_files(find_task("misc/winogavil"), [HubFile(name, 1, "git", "0" * 40) for name in names])
+    assert list(found) == ["test/test-00000-of-00001.parquet"]
+
+
+def test_repositories_are_datacomps() -> None:
+    repos = {task.key: repo_of(task) for task in TASKS}
+    assert repos["vtab/caltech101"] == "djghosh/wds_vtab-caltech101_test"
+    assert repos["fairness/dollar_street"] == "djghosh/wds_dollar_street_test"
+    assert repos["misc/winogavil"] == "nlphuji/winogavil"
+    assert len(set(repos.values())) == 40
+
+
+def test_a_revision_is_one_part_of_the_address(state: State, hub: Hub) -> None:
+    assert find_commit(hub, "a/b", "refs/pr/1") == COMMIT
+    assert list(state.asked) == ["/api/datasets/a/b/revision/refs/pr/1"]
+    assert "secret" not in repr(Hub(hub.endpoint, "secret"))
+
+
+def test_no_server_and_no_hub(tmp_path: Path, state: State) -> None:
+    with pytest.raises(StageError, match="6 tries failed"):
+        find_commit(Hub("http://127.0.0.1:9", first_wait_s=0.001), "a/b")
+    for endpoint in ("ftp://x", "huggingface.co", "https://"):
+        with pytest.raises(ConfigError, match="should be an address"):
+            Hub(endpoint)
+
+
+def test_the_verb(
+    state: State, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["mnist", "--out", str(tmp_path / "o")]
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    for more, code in ((["--dry-run"], 0), ([], 2), (["--max-gb", "0.001", "--yes"], 2), (["--all"], 2)):
+        assert main(words + more) == code
+        assert not (tmp_path / "o").exists()
+    assert "is fetched without your consent" in capsys.readouterr().err
+    assert main([*words, "--yes"]) == 0 and listing(tmp_path / "o") == SET
+    assert "djghosh/wds_mnist_test" in (shown := capsys.readouterr().out) and "0.002" in shown
+    assert main(words) == 0  # nothing is missing, so nothing is asked
+    assert main(["mnisst", "--out", "x"]) == 2
+    assert list_files(hub, "djghosh/wds_mnist_test", COMMIT)

@@ -5,19 +5,20 @@ centroids and the targets, or takes DataComp's own.  assign `dot` gives DataComp
 (pipeline/nearest.py).  DataComp puts an embedding with NaN into cluster 0; here it has none, and is counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
+from filters.vectors import explain_missing, read_vectors
 from pipeline.clip_model import AUTO, pick_device
 from pipeline.config import config
-from pipeline.contract import Failure, Filter, Score, Scored
-from pipeline.embeddings import NPY_SUFFIX, find_whole, hash_embedding_set, read_embedding_set, read_npy, to_matrix
+from pipeline.contract import Filter, Score, Scored
+from pipeline.embeddings import NPY_SUFFIX, hash_embedding_set, read_embedding_set, read_npy
 from pipeline.errors import ConfigError
 from pipeline.nearest import Centroids, Rule, assign, find_targets, place_centroids, read_centroids
-from pipeline.schemas import REASON_MISSING_EMBEDDING, cluster_column, in_targets_column
+from pipeline.schemas import cluster_column, in_targets_column
 from pipeline.storage import exists, sha256_of_file
 
 
@@ -47,7 +48,7 @@ def build(name: str, options: Options) -> Filter:
         name=name,
         needs=(options.embedding,),
         makes=((cluster_column(name), pa.int32()), (in_targets_column(name), pa.bool_())),
-        version=1,
+        version=2,
         settings={"embedding": options.embedding, "assign": options.assign} | hashes,
         load=partial(load, options, hashes),
         vectors=(options.embedding,),
@@ -92,17 +93,10 @@ def _read_targets(url: str, centroids: Centroids) -> np.ndarray:
 def score(embedding: str, centroids: Centroids, is_target_K: np.ndarray, batch: pa.RecordBatch) -> Scored:
     """Return int32 (rows,) cluster ids and bool (rows,) whether they are targets; null where there is no embedding.
 
-    An embedding is absent when it is null, or has a number that is not finite.
     Raises ConfigError when embeddings and centroids differ in length.
     """
-    matrix_ND = to_matrix(batch.column(embedding))
-    whole_N = find_whole(matrix_ND)
+    matrix_ND, usable_N = read_vectors(batch, embedding)
     id_N = np.zeros(batch.num_rows, np.int32)
-    id_N[whole_N] = assign(matrix_ND[whole_N], centroids).id_N
-    columns = (pa.array(id_N, mask=~whole_N), pa.array(is_target_K[id_N], mask=~whole_N))
-    return Scored(columns, _find_missing(np.flatnonzero(~whole_N).tolist(), embedding))
-
-
-def _find_missing(rows: Sequence[int], embedding: str) -> tuple[Failure, ...]:
-    message = f"{embedding} is null, or not finite"
-    return tuple(Failure(row, REASON_MISSING_EMBEDDING, message) for row in rows)
+    id_N[usable_N] = assign(matrix_ND[usable_N], centroids).id_N
+    columns = (pa.array(id_N, mask=~usable_N), pa.array(is_target_K[id_N], mask=~usable_N))
+    return Scored(columns, explain_missing(usable_N, embedding))

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import torch
 
 MAX_REPEATS = 1 << 16
+MIN_TAU = 1e-6
+"""s / tau of any vectors that are scored stays within float32."""
 CPU_BLOCK, GPU_BLOCK = 2048, 8192
 """Sides of the block of similarities that is held: 16 MiB of float32 on a CPU, 256 MiB on a GPU, whatever the batch."""
 
@@ -58,8 +60,8 @@ class Options:
     """Whether a batch that is not full is corrected for it.  False: as the authors' code."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.tau < float("inf"):
-            raise ConfigError(f"neg_clip_loss: tau {self.tau} is not above 0; OpenAI CLIP has 0.01.")
+        if not MIN_TAU <= self.tau < float("inf"):
+            raise ConfigError(f"neg_clip_loss: tau {self.tau} is below {MIN_TAU} or infinite; OpenAI CLIP has 0.01.")
         if self.batch < 1 or not 1 <= self.repeats <= MAX_REPEATS:
             raise ConfigError(
                 f"neg_clip_loss: batch {self.batch} and repeats {self.repeats} should be 1 or more, "

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from filters.vectors import explain_missing, find_usable, read_vectors
+from filters.vectors import explain_missing, read_vectors
 from pipeline.clip_model import AUTO, pick_device
 from pipeline.config import config
 from pipeline.contract import Filter, Score, Scored
-from pipeline.embeddings import hash_embedding_set, read_embedding_set
+from pipeline.embeddings import find_whole, hash_embedding_set, read_embedding_set
 from pipeline.errors import ConfigError
 from pipeline.schemas import score_column
 
@@ -89,7 +89,7 @@ def _read_targets(options: Options) -> Iterator[np.ndarray]:
     """Yield the usable targets in blocks.  Raises ConfigError when there is none, or they differ in length."""
     lost, dims = 0, set()
     for block_TD in read_embedding_set(options.targets, options.column):
-        usable_T = find_usable(block_TD)
+        usable_T = find_whole(block_TD)
         lost += int((~usable_T).sum())
         if usable_T.any():
             dims.add(block_TD.shape[1])

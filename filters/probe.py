@@ -5,18 +5,18 @@ Source: the binary filters of Fang et al. 2023, arXiv:2309.17425, Table 1.  A fi
 """
 
 import io
+import zipfile
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
+from filters.vectors import explain_missing, read_vectors
 from pipeline.config import config
-from pipeline.contract import Failure, Filter, Score, Scored
-from pipeline.embeddings import find_whole
+from pipeline.contract import Filter, Score, Scored
 from pipeline.errors import ConfigError
-from pipeline.gather import join_columns
 from pipeline.probe import Probe
-from pipeline.schemas import REASON_MISSING_EMBEDDING, score_column
+from pipeline.schemas import score_column
 from pipeline.storage import exists, read_bytes, sha256_of_file
 
 
@@ -40,7 +40,7 @@ def build(name: str, options: Options) -> Filter:
         name=name,
         needs=columns,
         makes=((score_column(name), pa.float32()),),
-        version=1,
+        version=2,
         settings={"embedding": list(columns), "weights": digest},
         load=partial(load, options.weights, digest, columns),
         vectors=columns,
@@ -54,23 +54,20 @@ def load(url: str, digest: str, columns: tuple[str, ...]) -> Score:
     try:
         with np.load(io.BytesIO(read_bytes(url)), allow_pickle=False) as arrays:
             probe = Probe(**arrays)
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"{url!r} holds no probe: {error}") from None
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{url!r} holds no probe: {error}. `winnow fit` makes one.") from None
     return partial(score, probe, columns)
 
 
 def score(probe: Probe, columns: tuple[str, ...], batch: pa.RecordBatch) -> Scored:
-    """Return float32 (rows,) logits; null where an embedding is null or not finite.
+    """Return float32 (rows,) logits; null where there is no embedding.
 
     Raises ConfigError when embeddings and probe differ in length.
     """
-    matrix_ND = join_columns([batch.column(column) for column in columns])
-    whole_N = find_whole(matrix_ND)
-    if whole_N.any() and matrix_ND.shape[1] != len(probe.weights):
+    matrix_ND, usable_N = read_vectors(batch, *columns)
+    if usable_N.any() and matrix_ND.shape[1] != len(probe.weights):
         raise ConfigError(f"a probe of {len(probe.weights)} numbers cannot read embeddings of {matrix_ND.shape[1]}.")
     logit_N = np.zeros(batch.num_rows, np.float32)
-    if whole_N.any():
-        logit_N[whole_N] = probe.score(matrix_ND[whole_N])
-    message = f"{', '.join(columns)}: null, or not finite"
-    missing = tuple(Failure(row, REASON_MISSING_EMBEDDING, message) for row in np.flatnonzero(~whole_N).tolist())
-    return Scored((pa.array(logit_N, mask=~whole_N),), missing)
+    if usable_N.any():
+        logit_N[usable_N] = probe.score(matrix_ND[usable_N])
+    return Scored((pa.array(logit_N, mask=~usable_N),), explain_missing(usable_N, " or ".join(columns)))

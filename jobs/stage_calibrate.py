@@ -17,7 +17,7 @@ from pipeline.select_radix import Threshold
 from pipeline.select_table import ScoreTable
 from pipeline.storage import join
 
-TOO_FEW = "cannot keep {wanted:,} rows of a pool of {pool:,}: {scored:,} have a {by!r}. Ask for fewer."
+TOO_FEW = "cannot keep {wanted:,} rows of a pool of {pool:,}: only {scored:,} have a {by!r}. Ask for fewer."
 
 
 def open_column(scores: str, by: str) -> tuple[Manifest, Column]:
@@ -29,7 +29,7 @@ def open_column(scores: str, by: str) -> tuple[Manifest, Column]:
     types, owners = scalar_types(scored), scored.facts["columns"]
     check_name(by, types, kind="score column")
     if types[by] in TEXT_TYPES:
-        raise ConfigError(f"{by!r} holds text, and a threshold needs numbers.")
+        raise ConfigError(f"{by!r} holds text, and a threshold needs numbers: name another column.")
     table = ScoreTable({owners[by]: join(scores, owners[by])}, {by: owners[by]})
     return scored, Column(table, table.measure(scored.facts["parts"]), by, types[by])
 
@@ -61,9 +61,9 @@ def calibrate(
         check_confidence(confidence)
         found = _find_sampled(column, asked, _count_sample(column, sample), seed, confidence)
     if math.isinf(found["threshold"]):
-        more = "more" if found["threshold"] > 0 else "fewer"
+        ask = "more" if found["threshold"] > 0 else "fewer"
         raise ConfigError(
-            f"the threshold of {by!r} is {found['threshold']}: too many of its scores are infinite. Ask for {more} rows."
+            f"the threshold of {by!r} is {found['threshold']}: too many scores are infinite. Ask for {ask} rows."
         )
     step = {"name": f"calibrated {by}", "at_least": {"by": by, "value": found["threshold"]}}
     return {**asked, **found, "step": step}

@@ -160,11 +160,13 @@ class Score(NamedTuple):
 def draw_scores(rows: Sequence[Score], colours: Mapping[str, str]) -> Markup:
     """Return shares in [0, 1] as bars from 0, with their intervals as thin lines.
 
-    With many bars each is a dot on the group's line instead.  The baseline is a vertical mark.
+    With many bars each is a dot instead: on the group's line, or above one another where there are intervals to tell
+    apart.  The baseline is a vertical mark.
     """
     num_bars = sum(len(row.values) for row in rows)
     is_dots = num_bars > 60
     thick, left, right, top = 9, 160, WIDTH - 34, 22
+    lane = (6 if any(row.intervals for row in rows) else 0) if is_dots else thick
     known = [v for row in rows for v in (*row.values.values(), row.baseline) if v is not None]
     known += [high for row in rows for _, high in row.intervals.values()]
     num_fifths = min(5, math.ceil(5.2 * max(known, default=1))) or 1
@@ -172,7 +174,7 @@ def draw_scores(rows: Sequence[Score], colours: Mapping[str, str]) -> Markup:
     parts: list[str] = []
     y = float(top)
     for label, values, baseline, intervals in rows:
-        height = 20 if is_dots else thick * len(values) + 14
+        height = 20 + lane * (len(values) - 1) if is_dots else thick * len(values) + 14
         middle = y + height / 2
         parts.append(_text(left - 10, middle + 3.5, _cut(label, 30), "end", title=label))
         if is_dots:
@@ -180,16 +182,14 @@ def draw_scores(rows: Sequence[Score], colours: Mapping[str, str]) -> Markup:
         for place, (name, value) in enumerate(values.items()):
             if value is None:
                 continue
-            bar_y = y + 7 + place * thick
-            parts += _draw_dot(x_of(value), middle, colours[name]) if is_dots else []
-            end = x_of(max(value, *intervals.get(name, ())) if name in intervals else value)
-            parts += (
-                [] if is_dots else _draw_value_bar(left, x_of(value), bar_y, thick - 1.5, colours[name], value, end)
-            )
-            if name in intervals:
-                low, high = map(x_of, intervals[name])
-                line_y = middle if is_dots else bar_y + (thick - 1.5) / 2
-                parts.append(_line(low, line_y, high, line_y, "whisker"))
+            line_y = middle + lane * (place - (len(values) - 1) / 2)
+            low, high = map(x_of, intervals.get(name, (value, value)))
+            whisker = [_line(low, line_y, high, line_y, "whisker")] if name in intervals else []
+            if is_dots:
+                parts += [*whisker, *_draw_dot(x_of(value), line_y, colours[name])]
+            else:
+                bar_y, end = line_y - (thick - 1.5) / 2, max(x_of(value), high)
+                parts += _draw_value_bar(left, x_of(value), bar_y, thick - 1.5, colours[name], value, end) + whisker
         if baseline is not None:
             parts.append(_line(x_of(baseline), y + 3, x_of(baseline), y + height - 3, "mark"))
         y += height

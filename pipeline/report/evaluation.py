@@ -184,18 +184,25 @@ def find_shared(models: Models) -> list[str]:
 
 def _explain(models: Models) -> list[str]:
     """Return notes on incomplete tasks, tasks without a result, and averages whose labels differ."""
-    notes = [
-        f"{DAGGER} {task['name']} is incomplete for {name}: {_count_images(task)}."
-        for name, facts in models.items()
-        for task in facts["tasks"].values()
-        if task["incomplete"]
-    ]
-    notes += _explain_states(models)
+    notes = _explain_incomplete(models) + _explain_states(models)
     labels = {name: facts["average"]["label"] for name, facts in models.items()}
     if len(set(labels.values())) > 1:
         said = "; ".join(f"{name}: {label}" for name, label in labels.items())
         notes.append(f"Averages over different tasks do not compare. {said}.")
     return notes
+
+
+def _explain_incomplete(models: Models) -> list[str]:
+    """Return one note per set of models, with the tasks that are incomplete for just these."""
+    by_task: dict[str, list[str]] = {}
+    for name, facts in models.items():
+        for task in facts["tasks"].values():
+            if task["incomplete"]:
+                by_task.setdefault(f"{task['name']} ({_count_images(task)})", []).append(name)
+    by_models: dict[tuple[str, ...], list[str]] = {}
+    for task, names in by_task.items():
+        by_models.setdefault(tuple(names), []).append(task)
+    return [f"{DAGGER} Incomplete for {', '.join(names)}: {', '.join(tasks)}." for names, tasks in by_models.items()]
 
 
 def _count_images(task: Facts) -> str:

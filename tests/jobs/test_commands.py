@@ -44,7 +44,7 @@ def test_no_verb_and_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["select", "--scores", "s", "--out", "o"], 2, "has no subsets"),
         (["eval", "--model", "ViT-B-33", "--data", "d", "--out", "o"], 1, "d holds no evaluation set"),
         (["eval", "eval.tasks=[cifar11]", "--model", "m", "--data", "d", "--out", "o"], 2, "did you mean 'cifar1"),
-        (["recipes", "dfn"], 2, "Known:"),
+        (["recipes", "no-such-recipe"], 2, "Known:"),
         (["dfn", "calibrate", "--scores", "none", "--by", "x", "--fraction", "0.1"], 1, "no finished scores"),
     ],
 )
@@ -75,6 +75,11 @@ def test_builtin_recipes_are_valid_and_can_be_copied(tmp_path: Path, capsys: pyt
         main(["recipes", name])
         (tmp_path / f"{name}.yaml").write_text(capsys.readouterr().out)
         assert load_recipe(str(tmp_path / f"{name}.yaml")) == recipe
+
+
+def test_a_subset_may_not_be_called_as_a_networks_evaluation_is() -> None:
+    with pytest.raises(ConfigError, match="subset 'network-dfn' would be evaluated where a network is"):
+        load_recipe("dfn-tiny", ["subsets.network-dfn=[]"])
 
 
 def test_recipe_that_scores_with_a_network_it_lacks() -> None:

@@ -36,6 +36,7 @@ from eval38.summary import mean
 from eval38.table import NOTHING, align, format_interval, format_share
 from eval38.tasks import NUM_COUNTED, REPORTED_GROUPS, TASKS, Task
 from pipeline.errors import ConfigError, EvalError
+from pipeline.storage import is_folder, is_local
 
 TRUTHS = (LABEL, GROUP, CAPTIONS, CANDIDATES)
 """Columns that the set decides, not the model."""
@@ -68,7 +69,9 @@ class Compared:
 
 def read_run(text: str) -> Run:
     """Return the results that FOLDER or LABEL=FOLDER names.  Raises ConfigError when there are none."""
-    label, _, folder = text.rpartition("=")
+    label, equals, folder = text.partition("=")
+    if not equals or (is_local(text) and is_folder(text)):  # a folder's own name may hold =
+        label, folder = "", text
     rows = read_results(folder)
     if not rows:
         raise ConfigError(f"{folder!r} holds no eval_results.jsonl with results. Run `winnow eval --out {folder}`.")

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval38.hub import PART_SUFFIX, Hub, HubFile, fetch_file, find_commit, list_files
+from eval38.hub import PART_SUFFIX, Hub, HubFile, Unreachable, fetch_file, find_commit, list_files
 from eval38.rows import CLASSES_FILE, NUM_TARS_FILE, TEMPLATES_FILE, TYPE_FILE
 from eval38.source import describe_proven, read_proven
 from eval38.tasks import Task, folder_of
@@ -39,7 +39,7 @@ SPARE_BYTES = 1 << 30
 TABLE_KINDS = ("retrieve", "winogavil")
 """Kinds whose sets are tables with archives."""
 REQUIRED = (CLASSES_FILE, TEMPLATES_FILE, NUM_TARS_FILE)
-TAR = re.compile(r"test/(0|[1-9]\d{0,4})\.tar")
+TAR = re.compile(r"test/(0|[1-9][0-9]{0,4})\.tar")
 TABLE = re.compile(r"(?:test/)?[A-Za-z0-9_][A-Za-z0-9._-]*\.(?:csv|zip)")
 PARQUET = re.compile(r"(?:data/|test/)?(test[A-Za-z0-9._-]*\.parquet)")
 
@@ -99,6 +99,25 @@ def plan_set(hub: Hub, task: Task, out: str, *, revision: str = "main") -> Wante
     return WantedSet(task, repo, commit, folder, files)
 
 
+def plan_sets(
+    hub: Hub, tasks: Sequence[Task], out: str, *, revision: str = "main"
+) -> tuple[list[WantedSet], list[str]]:
+    """Return the plan of each set, and one message per set that the hub refuses or does not hold: the others go on.
+
+    Raises Unreachable when the hub does not answer, ConfigError as plan_set.
+    """
+    sets, failed = list[WantedSet](), list[str]()
+    for task in tasks:
+        try:
+            sets.append(plan_set(hub, task, out, revision=revision))
+        except Unreachable:
+            raise
+        except StageError as error:
+            failed.append(f"{task.key}: {error}")
+            log.warning(failed[-1])
+    return sets, failed
+
+
 def choose_files(task: Task, files: Sequence[HubFile]) -> dict[str, HubFile]:
     """Return the files that evaluation reads, by their path in the set's folder.
 
@@ -147,7 +166,7 @@ def _hash_file(file: HubFile, target: Path) -> str | None:
 def check_room(sets: Sequence[WantedSet], out: str, *, max_gb: float | None) -> None:
     """Raise ConfigError when what is missing is more than `max_gb` or than the disk takes."""
     missing = sum(wanted.missing for wanted in sets)
-    if max_gb is not None and missing > max_gb * GB:
+    if max_gb is not None and not missing <= max_gb * GB:  # also for nan
         raise ConfigError(f"{missing / GB:.2f} GB are missing, more than --max-gb {max_gb:g}. Name fewer tasks.")
     folder = Path(out).absolute()
     while not folder.exists():

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from eval38.metadata import Tagged
 from eval38.rows import EvalSet, LostImage, hash_files
+from pipeline.errors import StageError
 from pipeline.manifest import Counts, Manifest, read_manifest, write_manifest
 from pipeline.schemas import FEATURE_TRUTHS, IMAGE_FEATURES
 from pipeline.storage import is_local, join, open_file, read_bytes, sha256_of_file, write_atomic, write_bytes
@@ -71,12 +72,12 @@ def read_features(cache: FeatureCache, eval_set: EvalSet) -> Seen[Any] | None:
     """
     wanted = _plan(cache, eval_set)
     folder = join(cache.folder, wanted.identity)
-    found = read_manifest(folder)
-    if found is None or found.identity != wanted.identity:
-        return None
     try:
+        found = read_manifest(folder)
+        if found is None or found.identity != wanted.identity:
+            return None
         seen = _read(folder, found.facts)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (StageError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         log.warning("%s is not whole (%s): its images are read again", folder, error)
         return None
     classes = len(eval_set.classes)

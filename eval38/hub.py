@@ -11,6 +11,8 @@ is believed: callers take files by names they know (download.py).
 Source: huggingface_hub 2.4, hf_api.py (list_repo_tree, RepoFile).
 """
 
+import errno
+import fcntl
 import hashlib
 import http.client
 import json
@@ -33,14 +35,22 @@ log = logging.getLogger("winnow")
 
 HUB = "https://huggingface.co"
 TRIES = 6
-MAX_WAIT_S = 60.0
+MAX_WAIT_S = 300.0
+"""Longest wait that a server's Retry-After is granted."""
 MAX_LISTING_BYTES, MAX_PAGES = 16 << 20, 100
-TRANSIENT_CODES = (408, 425, 429, 500, 502, 503, 504)
+TRANSIENT_CODES = (408, 416, 425, 429, 500, 502, 503, 504)
 TRANSIENT = (OSError, http.client.HTTPException)
 """Worth another try: no connection, silence, an answer cut short (urllib's errors are OSErrors)."""
 PART_SUFFIX = ".part"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_FILE_BYTES = 1 << 50
+OF_THIS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EISDIR)
+"""Errors of writing, which trying again does not mend."""
+
+
+class Unreachable(StageError):
+    """No try of several was answered well; another repository would fare no better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +84,16 @@ class Hub:
     """Before the second try; doubled for each further one."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError unless the endpoint is an http(s) address."""
-        parts = urllib.parse.urlsplit(self.endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        """Raise ConfigError unless the endpoint is an http(s) address, and the token one that a header can hold."""
+        try:
+            parts = urllib.parse.urlsplit(self.endpoint)
+            plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a bracket that is not closed, a port that is no number
+            plain = False
+        if not plain or parts.query or parts.fragment:
             raise ConfigError(f"endpoint {self.endpoint!r} should be an address such as {HUB}.")
+        if self.token and not re.fullmatch(r"[!-~]+", self.token):
+            raise ConfigError("the token (HF_TOKEN) holds a space, a line end or a letter that no token has.")
 
     def url(self, *parts: str, **query: str) -> str:
         """Return the endpoint's address of a path; each part is quoted."""
@@ -112,6 +128,8 @@ def _open(hub: Hub, url: str, headers: Mapping[str, str] | None = None) -> Any:
             if error.code in TRANSIENT_CODES:
                 raise
             raise StageError(f"{url}: {error.code} {error.reason}. {_advise(error.code)}") from None
+    except ValueError as error:  # a redirect to what is no address
+        raise StageError(f"{url}: {error}. Is it the hub or a mirror of it?") from None
 
 
 def _advise(code: int) -> str:
@@ -123,23 +141,32 @@ def _advise(code: int) -> str:
 
 
 def retry(hub: Hub, attempt: Callable[[], bool], *, what: str, stop: threading.Event | None = None) -> None:
-    """Call `attempt` until it returns True, at most TRIES times, waiting longer each time.
+    """Call `attempt` until it returns True, at most TRIES times, waiting longer each time and as long as it is told to.
 
-    Raises StageError when the last try failed, and at once where a further try is of no use; StageError, too, after
-    `stop` is set.
+    Raises Unreachable when the last try failed, StageError at once where a further try is of no use (the disk is full,
+    the hub refuses), or after `stop` is set.
     """
-    stop, reason = stop or threading.Event(), "the hash is wrong"
+    stop, reason, wait_s = stop or threading.Event(), "the hash is wrong", 0.0
     for number in range(TRIES):
-        wait_s = 0.0 if number == 0 else min(hub.first_wait_s * 2 ** (number - 1), MAX_WAIT_S)
         if stop.wait(wait_s):
             raise StageError(f"{what}: stopped; run the same command again to go on.")
+        wait_s = hub.first_wait_s * 2**number
         try:
             if attempt():
                 return
         except TRANSIENT as error:
             reason = str(error) or type(error).__name__
+            if getattr(error, "errno", None) in OF_THIS_DISK:
+                raise StageError(f"{what}: {reason}. Mend that and run the same command again to go on.") from None
+            wait_s = max(wait_s, _read_wait_s(error))
         log.info("%s: try %d failed: %s", what, number + 1, reason)
-    raise StageError(f"{what}: {TRIES} tries failed, the last: {reason}. Run the same command again to go on.")
+    raise Unreachable(f"{what}: {TRIES} tries failed, the last: {reason}. Run the same command again to go on.")
+
+
+def _read_wait_s(error: Exception) -> float:
+    """Return the seconds to wait that an answer asks for (Retry-After), at most MAX_WAIT_S; 0 if it asks for none."""
+    told = (error.headers.get("Retry-After") or "") if isinstance(error, urllib.error.HTTPError) else ""
+    return min(float(told), MAX_WAIT_S) if re.fullmatch(r"[0-9]{1,9}", told) else 0.0
 
 
 def _read_json(hub: Hub, url: str) -> tuple[Any, str]:
@@ -161,7 +188,7 @@ def _read_json(hub: Hub, url: str) -> tuple[Any, str]:
 def _parse(content: bytes, url: str) -> Any:
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StageError(f"{url} does not answer in JSON ({error}). Is it the hub or a mirror of it?") from None
 
 
@@ -194,9 +221,8 @@ def list_files(hub: Hub, repo: str, commit: str) -> list[HubFile]:
 
 
 def _find_cursor(link: str) -> str | None:
-    following = re.search(r'<([^>]*)>\s*;\s*rel="?next"?', link)
-    found = urllib.parse.parse_qs(urllib.parse.urlsplit(following[1]).query).get("cursor") if following else None
-    return found[0] if found else None
+    following = re.search(r'[?&]cursor=([^&>]+)[^>]*>\s*;\s*rel="?next"?', link)
+    return urllib.parse.unquote_plus(following[1]) if following else None
 
 
 def _parse_page(page: Any, url: str) -> Iterator[HubFile]:
@@ -208,10 +234,11 @@ def _parse_page(page: Any, url: str) -> Iterator[HubFile]:
                 continue
             lfs = entry.get("lfs")
             size, algorithm = (lfs["size"], "sha256") if lfs else (entry["size"], "git")
-            file = HubFile(str(entry["path"]), int(size), algorithm, str((lfs or entry)["oid"]).removeprefix("sha256:"))
+            file = HubFile(str(entry["path"]), size, algorithm, str((lfs or entry)["oid"]).removeprefix("sha256:"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StageError(f"{url}: {entry!r:.200} is no file entry ({error!r}).") from None
-        if file.size < 0 or not (SHA256 if lfs else COMMIT).fullmatch(file.hash):
+        whole = type(size) is int and 0 <= size <= MAX_FILE_BYTES
+        if not whole or not (SHA256 if lfs else COMMIT).fullmatch(file.hash):
             raise StageError(f"{url}: {file.path!r} has size {file.size} and {algorithm} hash {file.hash!r}.")
         yield file
 
@@ -235,6 +262,8 @@ def fetch_file(
     url = hub.url("datasets", repo, "resolve", commit, file.path)
     part = target.with_name(f".{target.name}{PART_SUFFIX}")
     part.parent.mkdir(parents=True, exist_ok=True)
+    if part.is_symlink():  # appending would write to whatever it points at
+        part.unlink()
     told = 0
 
     def tell(now: int) -> None:
@@ -256,19 +285,23 @@ def fetch_file(
 
 
 def _go_on(hub: Hub, url: str, file: HubFile, part: Path, tell: Callable[[int], None], stop: threading.Event) -> str:
-    """Append to the part file what it lacks and return its hash.  Raises OSError when the answer ends early."""
+    """Append to the part file what it lacks and return its hash.
+
+    Raises OSError when the answer ends early, StageError while another process writes the same file.
+    """
     digest = file.start_digest()
     with part.open("a+b") as out:
+        _lock(out, part)
         if out.tell() > file.size:
             out.truncate(0)
         have = _hash_start(out, digest)
         tell(have)
         if have < file.size:
-            with _open(hub, url, {"Range": f"bytes={have}-"} if have else {}) as answer:
+            with _open_at(hub, url, have, out) as answer:
                 if have and not _goes_on(answer, have):
                     out.truncate(0)
                     digest, have = file.start_digest(), 0
-                while piece := answer.read(min(CHUNK_BYTES, file.size - have + 1)):
+                while not stop.is_set() and (piece := answer.read(min(CHUNK_BYTES, file.size - have + 1))):
                     have += len(piece)
                     if have > file.size:
                         out.truncate(0)
@@ -276,13 +309,34 @@ def _go_on(hub: Hub, url: str, file: HubFile, part: Path, tell: Callable[[int], 
                     out.write(piece)
                     digest.update(piece)
                     tell(have)
-                    if stop.is_set():
-                        break
         out.flush()
         os.fsync(out.fileno())
     if have < file.size:
         raise OSError(f"the answer ended after {have:,} of {file.size:,} bytes")
     return str(digest.hexdigest())
+
+
+def _lock(out: IO[bytes], part: Path) -> None:
+    """Take the part file for this process until it is closed: two that append would mix their bytes.
+
+    Raises StageError when another has it.  A file system that knows no locks is left without.
+    """
+    try:
+        fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StageError(f"{part} is being written by another process. Wait for it, or end it.") from None
+    except OSError as error:
+        log.info("%s cannot be locked (%s): let only one process fetch it", part, error)
+
+
+def _open_at(hub: Hub, url: str, have: int, out: IO[bytes]) -> Any:
+    """Return the answer from byte `have` on.  A server that refuses the range is asked for the whole file next time."""
+    try:
+        return _open(hub, url, {"Range": f"bytes={have}-"} if have else {})
+    except urllib.error.HTTPError as error:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            out.truncate(0)
+        raise
 
 
 def _hash_start(out: IO[bytes], digest: Any) -> int:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from eval38.outcomes import place_of, read_outcomes
+from eval38.outcomes import read_outcomes
 from eval38.results import Column, Row, value_of
 from eval38.statistics import CONFIDENCE, RESAMPLES, Array, bootstrap, find_interval
 from eval38.tasks import REPORTED_GROUPS, TASKS, Task, own_task
-from pipeline.storage import exists
+from pipeline.errors import EvalError
 
 log = logging.getLogger("winnow")
 
@@ -66,13 +66,20 @@ def _average(drawn: Mapping[str, Array], members: Iterable[Task]) -> list[float]
 
 
 def keep_with_outcomes(folder: str, rows: Mapping[str, Row]) -> dict[str, Row]:
-    """Return the lines whose outcomes are there, or that need none; the others are to be evaluated again."""
+    """Return the lines whose outcomes are there and whole, or that need none; the others are to be evaluated again."""
     kept = {}
     for key, row in rows.items():
         task, named = find_row_task(key), row.get("outcomes") or {}
-        needed = [] if task.metric is None else ["compat", *named]
-        if all(column in named and exists(place_of(folder, task, column)) for column in needed):
+        needed = dict.fromkeys([] if task.metric is None else ["compat", *named])
+        if all(_is_whole(folder, task, column, named.get(column)) for column in needed):
             kept[key] = row
         else:
-            log.warning("eval: %s is evaluated again because what the model made of each image is gone", key)
+            log.warning("eval: %s is evaluated again because what the model made of each image is gone or damaged", key)
     return kept
+
+
+def _is_whole(folder: str, task: Task, column: Column, sha256: str | None) -> bool:
+    try:
+        return read_outcomes(folder, task, sha256=sha256, column=column) is not None
+    except EvalError:
+        return False

@@ -16,8 +16,8 @@ from torch import Tensor
 from pipeline.errors import EvalError
 
 MIN_CLASSES_FOR_ACC5 = 5
-MAX_GROUPS = 1_000_000
-"""A group number beyond this is not believed."""
+MAX_GROUPS = 10_000
+"""More are not believed: each is two metrics in the results."""
 
 Metrics = dict[str, float | None]
 """Name in DataComp's spelling -> value; None where DataComp has NaN or None."""

@@ -5,21 +5,28 @@ encode_image((N, 3, H, W) float32) -> (N, D) and encode_text(tokens) -> (N, D); 
 ToTensor and Normalize; and a function from a list of M strings to M rows of tokens (a tensor).  A softmax temperature
 or a SigLIP bias changes no ranking, so neither is asked for.  MODULE is imported as Python would, the current folder
 first, which runs its code: name none that you do not trust.
+
+The model's identity is its weights, the module's source and that of the modules loaded from the same folder.
 """
 
 import importlib
 import re
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL import Image
 
 from pipeline.clip_model import OpenedClip
+from pipeline.code_zip import PACKAGES
 from pipeline.errors import ModelError
 from pipeline.timm_towers import TIMM_PREFIX
 
 PYTHON_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
+INSTALLED = "-packages"
+"""In the path of what pip or a distribution installed: site-packages, dist-packages."""
 
 
 def is_python_model(model: str) -> bool:
@@ -28,38 +35,60 @@ def is_python_model(model: str) -> bool:
 
 
 def open_python_model(model: str, *, device: str) -> OpenedClip:
-    """Return what MODULE:FUNCTION makes.  Raises ModelError when it cannot be called or makes something else."""
-    module, _, name = model.partition(":")
+    """Return what MODULE:FUNCTION makes, tried on a text and a grey image.
+
+    Raises ModelError, with the line of the user's code, when it fails or makes something else.
+    """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"model {model!r}: {error}. Name a function of a module that Python finds here.") from error
-    made = function(device)
+        return _call(model, device)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise ModelError(
+            f"model {model!r}: {type(error).__name__}: {error} ({last.filename}, line {last.lineno}). "
+            "MODULE:FUNCTION names a function of a module that Python finds here; it is called with the device."
+        ) from error
+
+
+def _call(model: str, device: str) -> OpenedClip:
+    module, _, name = model.partition(":")
+    made = getattr(importlib.import_module(module), name)(device)
     if not (isinstance(made, tuple) and len(made) == 3):
         raise ModelError(f"model {model!r} should return (model, transform, tokenize), not {type(made).__name__}.")
     net, transform, tokenize = made
-    if not isinstance(net, torch.nn.Module) or any(not hasattr(net, of) for of in ("encode_image", "encode_text")):
+    if not isinstance(made[0], torch.nn.Module) or any(not hasattr(net, of) for of in ("encode_image", "encode_text")):
         raise ModelError(f"model {model!r} returns {type(net).__name__}, no torch module that encodes images and text.")
-    return OpenedClip(net.eval(), transform, transform, tokenize, _measure_dim(model, net, tokenize, device))
+    net.eval()
+    with torch.inference_mode():
+        tokens = tokenize(["a", "b"])
+        if not isinstance(tokens, torch.Tensor) or len(tokens) != 2:
+            raise ModelError(f"model {model!r}: tokenize makes {type(tokens).__name__} of two strings, no two rows.")
+        text_2D = net.encode_text(tokens.to(device))
+        image_2D = net.encode_image(torch.stack([transform(Image.new("RGB", (64, 48)))] * 2).to(device))
+    shapes = tuple(text_2D.shape), tuple(image_2D.shape)
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or len(text_2D) != 2:
+        raise ModelError(f"model {model!r} makes {shapes[0]} of two texts and {shapes[1]} of two images, not (2, D).")
+    return OpenedClip(net, transform, transform, tokenize, text_2D.shape[1])
 
 
 def read_code(model: str) -> bytes:
-    """Return the source of the imported module: the same weights give other vectors in other code."""
-    file = sys.modules[model.partition(":")[0]].__file__
-    return Path(file).read_bytes() if file else b""
+    """Return the source of the module and of its neighbours: the same weights give other vectors in other code.
+
+    Neighbours are the modules loaded from its folder or below; Python's, installed ones and winnow's own are none.
+    """
+    module = model.partition(":")[0]
+    file = sys.modules[module].__file__
+    sources = {file, *_find_neighbours(Path(file).parent)} if file else set()
+    return b"\0".join(Path(source).read_bytes() for source in sorted(sources))
 
 
-def _measure_dim(model: str, net: Any, tokenize: Any, device: str) -> int:
-    tokens = tokenize(["a", "b"])
-    if not isinstance(tokens, torch.Tensor) or len(tokens) != 2:
-        raise ModelError(
-            f"model {model!r}: tokenize makes {type(tokens).__name__} of two strings, no tensor of two rows."
-        )
-    with torch.inference_mode():
-        text_MD = net.encode_text(tokens.to(device))
-    if text_MD.ndim != 2 or len(text_MD) != 2:
-        raise ModelError(f"model {model!r}: encode_text makes shape {tuple(text_MD.shape)} of two texts, not (2, D).")
-    return int(text_MD.shape[1])
+def _find_neighbours(folder: Path) -> Iterator[str]:
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        foreign = name.partition(".")[0] in {*sys.stdlib_module_names, *PACKAGES, "__main__"}
+        if file.endswith(".py") and Path(file).is_relative_to(folder) and not foreign and INSTALLED not in file:
+            yield file

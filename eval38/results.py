@@ -144,8 +144,11 @@ def read_results(folder: str) -> dict[str, Row]:
     for number, line in enumerate(read_bytes(url).splitlines(), start=1):
         try:
             row = json.loads(line)
+            row["metrics"].keys(), row["dataset"]
+            if row["key"] in rows:
+                raise ValueError(f"a second line of {row['key']}")
             rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvalError(
                 f"{url} line {number} is no result ({error}). Move the file away, or name another folder."
             ) from None

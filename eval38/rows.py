@@ -161,7 +161,7 @@ def read_tars(eval_set: EvalSet) -> Iterator[tuple[str, TarRow] | LostImage]:
                 key = row.key.encode("utf-8", "backslashreplace").decode()  # a name in a tar may be any bytes
                 yield f"{name_of(tar)}:{key}", row
         except BrokenTar as error:
-            yield LostImage(name_of(tar), REASON_TRUNCATED_TAR, str(error))
+            yield LostImage(name_of(tar), REASON_TRUNCATED_TAR, str(error).replace(tar, name_of(tar)))
 
 
 def read_images(eval_set: EvalSet) -> Iterator[ImageRow[int] | LostImage]:

@@ -104,7 +104,8 @@ def _mean_recall(cells: Sequence[Array], count_BC: Array) -> Array:
 
 def _jaccard(cells: Sequence[Array], count_BC: Array) -> Array:
     shared_C, union_C = cells
-    value_B: Array = count_BC @ (shared_C / union_C) / count_BC.sum(axis=1)
+    jaccard_BC = count_BC * (shared_C / union_C)  # not `@`: its last bit depends on how many resamples are in a block
+    value_B: Array = jaccard_BC.sum(axis=1) / count_BC.sum(axis=1)
     return value_B
 
 

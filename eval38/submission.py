@@ -9,17 +9,18 @@ aggregate_scores.py, which takes a file of exactly 38 lines whose main metric is
 """
 
 import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from eval38.results import Row, read_results
 from eval38.summary import mean
 from eval38.tasks import NUM_COUNTED, REPORTED_GROUPS, TASKS
 from pipeline.errors import ConfigError, EvalError, check_file_name, check_name
 from pipeline.schemas import CHECKPOINT
-from pipeline.storage import exists, join, name_of, open_file, write_atomic, write_bytes
+from pipeline.storage import exists, join, list_folder, name_of, open_file, write_atomic, write_bytes
 from pipeline.subset import open_subset
 
 SCALES = ("small", "medium", "large", "xlarge")
@@ -49,13 +50,15 @@ def write_submission(
     """Write the submission folder of one results folder, the results last.
 
     Raises EvalError unless all 38 counted tasks have a value, over every image of the set (unless
-    `allow_incomplete`), by one model in one number format; ConfigError for a wrong scale or file.
+    `allow_incomplete`), by one model in one number format; ConfigError for a wrong scale or file, or a folder
+    that holds files of another entry.
     """
     check_name(scale, SCALES, kind="scale")
     rows = read_results(results)
     _check_rows(rows, results, allow_incomplete=allow_incomplete)
     folder = join(out, f"{scale}_scale")
     copies = _plan_copies(checkpoint, samples)
+    _check_alone(folder, {*copies, RESULTS_FILE})
     lines = [json.dumps(_strip(rows[task.key]), allow_nan=False) + "\n" for task in TASKS if task.key in rows]
     for name, source in copies.items():
         with open_file(source) as content, write_atomic(join(folder, name)) as file:
@@ -83,12 +86,16 @@ def _check_rows(rows: Mapping[str, Row], where: str, *, allow_incomplete: bool) 
 
 def _main_metric(row: Row | None) -> float | None:
     value = row["metrics"].get("main_metric") if row else None
-    return float(value) if isinstance(value, int | float) and value == value else None
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _strip(row: Row) -> dict[str, Any]:
     """Return a line with DataComp's keys alone; a metric that is not a number is null, as JSON has no NaN."""
-    metrics = {name: None if value != value else value for name, value in row["metrics"].items()}
+    metrics = {name: value if _is_number(value) else None for name, value in row["metrics"].items()}
     return {"key": row["key"], "dataset": row["dataset"], "metrics": metrics}
 
 
@@ -107,6 +114,14 @@ def _plan_copies(checkpoint: str | None, samples: Sequence[str]) -> dict[str, st
     for source in samples:
         open_subset(source)
     return copies
+
+
+def _check_alone(folder: str, names: Collection[str]) -> None:
+    """Raise ConfigError for files of another entry, which would be taken for this one's."""
+    there = [name_of(url) for url in list_folder(folder)]
+    there += [f"{SAMPLES_FOLDER}/{name_of(url)}" for url in list_folder(join(folder, SAMPLES_FOLDER))]
+    if others := [name for name in there if name not in names]:
+        raise ConfigError(f"{folder} holds {', '.join(others)} of another entry. Delete it, or name another --out.")
 
 
 def aggregate(rows: Mapping[str, Row]) -> dict[str, float]:

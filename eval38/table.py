@@ -132,15 +132,17 @@ def _name_group(group: Mapping[str, Any]) -> str:
 
 def _explain(facts: Facts) -> list[str]:
     """Return the lines below the table: incomplete and failed tasks, tasks without data, tasks not asked for."""
-    notes = []
-    for task in facts["tasks"].values():
-        if task["incomplete"]:
-            expected = "" if task["images_expected"] is None else f" of {task['images_expected']:,}"
-            notes.append(f"* {task['name']} is incomplete: {task['images']:,}{expected} images.")
-        if task["status"] == "failed":
-            notes.append(f"{task['name']} failed: {task['message']}")
+    tasks = facts["tasks"].values()
+    incomplete = [f"{task['name']} ({_count_images(task)})" for task in tasks if task["incomplete"]]
+    notes = [f"* Incomplete: {', '.join(incomplete)}."] if incomplete else []
+    notes += [f"{task['name']} failed: {task['message']}" for task in tasks if task["status"] == "failed"]
     for what, keys in (("No data", facts["missing"]), ("Not asked for", facts["not_asked"])):
         if keys:
             notes.append(f"{what}: {', '.join(keys)}.")
     wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
     return ["", *wrapped] if wrapped else []
+
+
+def _count_images(task: Mapping[str, Any]) -> str:
+    expected = "" if task["images_expected"] is None else f" of {task['images_expected']:,}"
+    return f"{task['images']:,}{expected} images"

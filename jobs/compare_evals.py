@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resamples < 1:
         raise ConfigError(f"--resamples should be at least 1, not {args.resamples}.")
     facts = compare(args.runs, column=args.column, any_data=args.any_data, resamples=args.resamples)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else format_compared(facts), end="")
+    as_json = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    print(as_json if args.json else format_compared(facts), end="")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from eval38.download import GB, WantedSet, check_room, fetch_sets, plan_set
+from eval38.download import GB, WantedSet, check_room, fetch_sets, plan_sets
 from eval38.hub import HUB, Hub
 from eval38.table import align
 from eval38.tasks import TASKS, find_task
@@ -33,20 +33,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     if bool(args.tasks) == args.all:
         raise ConfigError("name the tasks to fetch, or --all. `winnow tasks` lists them.")
     tasks = TASKS if args.all else [find_task(key) for key in dict.fromkeys(args.tasks)]
-    hub = Hub(args.endpoint, os.environ.get("HF_TOKEN") or None)
-    sets = [plan_set(hub, task, args.out, revision=args.revision) for task in tasks]
+    hub = Hub(args.endpoint, os.environ.get("HF_TOKEN", "").strip() or None)
+    sets, failed = plan_sets(hub, tasks, args.out, revision=args.revision)
     print(_format(sets), flush=True)
     check_room(sets, args.out, max_gb=args.max_gb)
-    if args.dry_run:
-        return
-    if any(not file.done for one in sets for file in one.files) and not (args.yes or _agreed()):
-        raise ConfigError("nothing is fetched without your consent: add --yes.")
-    if failed := fetch_sets(hub, sets):
-        raise StageError("\n".join([f"{len(failed)} files could not be fetched:", *failed]))
+    if not args.dry_run:
+        if any(not file.done for one in sets for file in one.files) and not (args.yes or _agreed()):
+            raise ConfigError("nothing is fetched without your consent: add --yes.")
+        failed += fetch_sets(hub, sets)
+    if failed:
+        raise StageError("\n".join([f"{len(failed)} sets or files could not be had:", *failed]))
 
 
 def _agreed() -> bool:
-    return sys.stdin.isatty() and input("Fetch what is missing? [y/N] ").strip().lower() in ("y", "yes")
+    if not sys.stdin.isatty():
+        return False
+    print("Fetch what is missing? [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")  # input() would raise on Ctrl-D
 
 
 def _format(sets: Sequence[WantedSet]) -> str:

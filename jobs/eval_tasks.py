@@ -9,7 +9,10 @@ from jobs.arguments import add_recipe, job, make_parser, split_words
 from jobs.recipes import load_recipe
 
 EXAMPLE = """  winnow eval --model runs/dfn --data evalsets --out results
-  winnow eval --model ViT-B-32/datacomp_m_s128m_b4k --data evalsets --out results eval.tasks=[cifar10,mnist]"""
+  winnow eval --model ViT-B-32/datacomp_m_s128m_b4k --data evalsets --out results eval.tasks=[cifar10,mnist]
+
+`winnow eval download` fetches sets, `winnow eval compare` sets results side by side, `winnow eval submission` writes
+a DataComp leaderboard entry; each has its own --help."""
 
 
 @job
@@ -26,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = parser.parse_args(argv)
     config = load_recipe(*split_words(args.words)).eval
-    places = {"data": args.data, "out": args.out, "features": args.features}
-    manifest = evaluate(config, model=args.model, **places, device=args.device)
+    manifest = evaluate(
+        config, model=args.model, data=args.data, out=args.out, features=args.features, device=args.device
+    )
     print(format_table(manifest.facts))
 
 

@@ -51,7 +51,6 @@ def make(device):
     transform = Compose([Resize(8), CenterCrop(8), ToTensor(), Normalize((0.0,) * 3, (1.0,) * 3)])
     words = ("red", "green", "blue")
     find = lambda text: [n for n, word in enumerate(words) if word in text] or [0]
-    find = lambda text: [n for n, word in enumerate(words) if word in text] or [0]
     return Colours(), transform, lambda texts: torch.tensor([find(text) for text in texts])
 
 def wrong(device):
@@ -62,6 +61,20 @@ def no_module(device):
 
 def no_tokens(device):
     return Colours(), None, lambda texts: texts
+
+def no_transform(device):
+    return (*make(device)[:1], None, make(device)[2])
+
+def grey(device):
+    colours, transform, tokenize = make(device)
+    colours.encode_image = lambda image: image.mean(dim=(1, 2, 3))[:, None]
+    return colours, transform, tokenize
+
+def no_words():
+    return make("cpu")
+
+def missing(device):
+    return {}["weights"]
 
 value = 3
 """
@@ -119,7 +132,12 @@ def test_a_function_of_ones_own(own: Callable[[str], str]) -> None:
         ("nothing", "has no attribute"),
         ("wrong", r"should return \(model, transform, tokenize\), not NoneType"),
         ("no_module", "no torch module"),
-        ("no_tokens", "no tensor of two rows"),
+        ("no_tokens", "tokenize makes list of two strings"),
+        ("no_transform", "'NoneType' object is not callable"),
+        ("grey", r"makes \(2, 3\) of two texts and \(2, 1\) of two images"),
+        ("no_words", "takes 0 positional arguments but 1 was given"),
+        ("missing", r"KeyError: 'weights' \(.*own_.*\.py, line \d+\)"),
+        ("value", "'int' object is not callable"),
     ],
 )
 def test_a_function_that_makes_no_model(own: Callable[[str], str], function: str, message: str) -> None:
@@ -134,6 +152,24 @@ def test_other_code_with_the_same_weights_is_another_model(own: Callable[[str], 
     path = Path(f"{model.partition(':')[0]}.py")
     path.write_text(path.read_text().replace("Normalize((0.0,)", "Normalize((0.5,)"))
     assert identify_model(model, device="cpu")[0].sha256 != before.sha256
+
+
+def test_a_module_it_imports_is_part_of_it(own: Callable[[str], str]) -> None:
+    model = own("make")
+    path, neighbour = Path(f"{model.partition(':')[0]}.py"), Path(f"beside_{model.partition(':')[0]}.py")
+    neighbour.write_text("SIZE = 8")
+    path.write_text(f"from {neighbour.stem} import SIZE\n" + path.read_text())
+    before, _ = identify_model(model, device="cpu")
+    neighbour.write_text("SIZE = 9")
+    assert identify_model(model, device="cpu")[0].sha256 != before.sha256
+
+
+def test_a_module_that_is_not_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("half_written.py").write_text("def make(device:\n")
+    with pytest.raises(ModelError, match=r"SyntaxError: .*half_written.py, line 1"):
+        open_python_model("half_written:make", device="cpu")
 
 
 def test_a_module_that_is_not_there() -> None:

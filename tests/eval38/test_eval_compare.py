@@ -55,6 +55,12 @@ COUNTED = [task for task in TASKS if task.counted]
 SOME = [find_task(key) for key in ("cifar10", "vtab/pets", "misc/winogavil", "wilds/iwildcam")]
 
 
+def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> None:
+    for name in ("lr=0.1", "lr=0.2"):
+        write_run(tmp_path / name, SOME[:1], 0.5)
+    assert compare([f"{tmp_path}/lr=0.1", f"b={tmp_path}/lr=0.2"], resamples=9)["models"] == ["lr=0.1", "b"]
+
+
 def test_all_tasks_of_two_models(tmp_path: Path) -> None:
     write_run(tmp_path / "a", COUNTED, 0.5)
     write_run(tmp_path / "b", COUNTED, 0.7, seed=1)

@@ -1,10 +1,14 @@
 """`winnow eval download` against a loopback server that speaks the hub's API: well, cut short, wrong, hostile."""
 
+import fcntl
 import hashlib
 import http.server
 import json
 import os
+import resource
+import sys
 import threading
+import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -13,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from eval38.download import choose_files, fetch_sets, plan_set, repo_of
-from eval38.hub import Hub, HubFile, find_commit, list_files
+from eval38.download import choose_files, fetch_sets, plan_set, plan_sets, repo_of
+from eval38.hub import Hub, HubFile, Unreachable, find_commit, list_files
 from eval38.rows import hash_files
 from eval38.tasks import TASKS, find_task
 from jobs.download_eval import main
@@ -46,6 +50,8 @@ class State:
     page: int = 1000
     other: str = ""
     """Address that large files are redirected to."""
+    patient: bool = False
+    """Refusals ask for a second of patience."""
     answer: object = None
     """What a listing answers with, if anything else."""
 
@@ -69,10 +75,10 @@ class Web(http.server.BaseHTTPRequestHandler):
         path = urllib.parse.unquote(parts.path)
         self.state.asked[path] += 1
         self.state.tokens.append((path, self.headers.get("Authorization")))
-        ill = self.state.ill.get(path.rpartition(COMMIT + "/")[2], [])
+        ill = self.state.ill.get(path.rpartition(COMMIT + "/")[2] or path, [])
         fault = ill.pop(0) if ill else ""
         if fault.isdigit():
-            self.send(b"", int(fault))
+            self.send(b"", int(fault), **({"Retry-After": "1"} if self.state.patient else {}))
         elif fault.startswith("to "):
             self.send(b"", 302, Location=fault[3:])
         elif "/revision/" in path:
@@ -185,6 +191,65 @@ def test_a_fetched_set_is_the_same_set_everywhere(hub: Hub, tmp_path: Path) -> N
     assert hash_files([str(tmp_path / "here" / file) for file in files]) != hashes[0]
 
 
+def test_a_server_that_refuses_the_range_is_asked_for_the_whole_file(state: State, hub: Hub, tmp_path: Path) -> None:
+    state.ill = {"test/0.tar": ["short", "416"]}
+    assert fetch(hub, tmp_path) == [] and listing(tmp_path) == SET and state.ranges == []
+
+
+def test_a_server_says_how_long_to_wait(state: State, hub: Hub, tmp_path: Path) -> None:
+    state.patient, state.ill = True, {"classnames.txt": ["429"]}
+    start = time.monotonic()
+    assert fetch(hub, tmp_path) == []
+    assert time.monotonic() - start >= 1  # a lower bound: no slow machine breaks it
+
+
+def test_a_part_that_another_process_writes_is_left_alone(hub: Hub, tmp_path: Path) -> None:
+    part = tmp_path / "wds_mnist_test/test/.0.tar.part"
+    part.parent.mkdir(parents=True)
+    with part.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (failed,) = fetch(hub, tmp_path)
+        assert "being written by another process" in failed and part.read_bytes() == b""
+    assert fetch(hub, tmp_path) == [] and listing(tmp_path) == SET
+
+
+def test_links_in_the_folder_are_replaced_not_written_through(hub: Hub, tmp_path: Path) -> None:
+    folder, mine = tmp_path / "out/wds_mnist_test/test", tmp_path / "mine"
+    folder.mkdir(parents=True)
+    mine.write_bytes(b"precious")
+    for name in ("0.tar", ".0.tar.part", ".1.tar.part"):
+        (folder / name).symlink_to(mine)
+    (folder / "1.tar").symlink_to(tmp_path / "nothing")
+    assert fetch(hub, tmp_path / "out") == [] and listing(tmp_path / "out") == SET
+    assert mine.read_bytes() == b"precious" and not (tmp_path / "nothing").exists()
+
+
+def test_a_full_disk_ends_a_file_at_once(state: State, hub: Hub, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(TAR) // 2, limits[1]))
+    try:
+        failed = fetch(hub, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(failed) == 2 and all("File too large" in message and "Mend that" in message for message in failed)
+    assert state.asked[f"/datasets/djghosh/wds_mnist_test/resolve/{COMMIT}/test/0.tar"] == 1
+    assert fetch(hub, tmp_path) == [] and listing(tmp_path) == SET
+
+
+@pytest.mark.parametrize("code", ["404", "403"])
+def test_a_set_that_the_hub_refuses_does_not_stop_the_others(
+    state: State, hub: Hub, tmp_path: Path, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state.ill = {"/api/datasets/nlphuji/winogavil/revision/main": [code] * 9}
+    words = ["misc/winogavil", "mnist", "--out", str(tmp_path), "--endpoint", hub.endpoint]
+    assert main([*words, "--dry-run"]) == 1 and main([*words, "--yes"]) == 1 and listing(tmp_path) == SET
+    assert f"misc/winogavil: {hub.endpoint}" in capsys.readouterr().err
+    state.ill = {"/api/datasets/nlphuji/winogavil/revision/main": ["503"] * 9}
+    with pytest.raises(Unreachable):
+        plan_sets(hub, [find_task("misc/winogavil"), find_task("mnist")], str(tmp_path))
+    assert state.asked["/api/datasets/djghosh/wds_mnist_test/revision/main"] == 2
+
+
 def test_another_process_goes_on_where_one_stopped(state: State, hub: Hub, tmp_path: Path) -> None:
     state.ill = {"test/0.tar": ["short"] + ["503"] * 9}
     (failed,) = fetch(hub, tmp_path)
@@ -219,6 +284,7 @@ def test_a_part_of_another_version_is_fetched_anew(state: State, hub: Hub, tmp_p
         ("403", "HF_TOKEN"),
         ("to file:///etc/hostname", "not allowed"),
         ("to ftp://127.0.0.1/x", "not followed"),
+        ("to http://[x", "Invalid IPv6 URL. Is it the hub"),
     ],
 )
 def test_a_fault_that_does_not_pass_ends_at_once(
@@ -264,11 +330,22 @@ def test_hostile_names_are_left_there(state: State, hub: Hub, tmp_path: Path, ke
 
 
 @pytest.mark.parametrize(
-    ("lfs", "size", "oid"), [({"oid": "x", "size": 3}, 3, "1" * 40), (None, -1, "1" * 40), (None, 1, "zz"), (7, 1, "")]
+    ("lfs", "size", "oid"),
+    [({"oid": "x", "size": 3}, 3, "1" * 40), (None, -1, "1" * 40), (None, 1, "zz"), (7, 1, "")]
+    + [(None, size, "1" * 40) for size in (float("inf"), float("nan"), 10**400, True, 1.5, "1")],
 )
 def test_a_listing_that_is_none(state: State, hub: Hub, lfs: object, size: int, oid: str) -> None:
     state.answer = [{"type": "file", "path": "a", "size": size, "oid": oid, "lfs": lfs}]
     with pytest.raises(StageError, match=r"no file entry|has size"):
+        list_files(hub, "a/b", COMMIT)
+
+
+def test_a_listing_without_a_bottom(hub: Hub, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    def send_deep(self: Web, query: object) -> None:
+        self.send(b"[" * 10 * sys.getrecursionlimit())
+
+    monkeypatch.setattr(Web, "list", send_deep)
+    with pytest.raises(StageError, match="does not answer in JSON"):
         list_files(hub, "a/b", COMMIT)
 
 
@@ -312,9 +389,13 @@ def test_a_revision_is_one_part_of_the_address(state: State, hub: Hub) -> None:
 def test_no_server_and_no_hub(tmp_path: Path, state: State) -> None:
     with pytest.raises(StageError, match="6 tries failed"):
         find_commit(Hub("http://127.0.0.1:9", first_wait_s=0.001), "a/b")
-    for endpoint in ("ftp://x", "huggingface.co", "https://"):
+    for endpoint in ("ftp://x", "huggingface.co", "https://", "http://[x", "http://x:port"):
         with pytest.raises(ConfigError, match="should be an address"):
             Hub(endpoint)
+    for token in ("secret\n", "sécret", "se cret"):
+        with pytest.raises(ConfigError, match="token") as caught:
+            Hub(token=token)
+        assert "cret" not in str(caught.value)
 
 
 def test_the_verb(

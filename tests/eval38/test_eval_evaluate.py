@@ -123,8 +123,15 @@ def test_a_second_run_keeps_what_is_done_and_writes_the_same_bytes(
     assert "toy is evaluated again because data_hash changed" in caplog.text and "mnist is kept" in caplog.text
 
 
-def test_a_task_whose_outcomes_are_gone_is_evaluated_again(
-    make_set: MakeSet, run: Callable[..., Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda file: file.write_bytes(b""), lambda file: os.truncate(file, 99)]
+)
+def test_a_task_whose_outcomes_are_gone_or_damaged_is_evaluated_again(
+    damage: Callable[[Path], object],
+    make_set: MakeSet,
+    run: Callable[..., Manifest],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_set("toy")
     whole = run(own=("toy",))
@@ -134,9 +141,9 @@ def test_a_task_whose_outcomes_are_gone_is_evaluated_again(
     assert (
         intervals["corrected"] == intervals["compat"] and intervals["compat"]["average"] is None
     )  # toy is not counted
-    (tmp_path / "out" / "outcomes" / "wds_toy_test.npz").unlink()
+    damage(tmp_path / "out" / "outcomes" / "wds_toy_test.npz")
     assert run(own=("toy",)) == whole
-    assert "toy is evaluated again because what the model made of each image is gone" in caplog.text
+    assert "toy is evaluated again because what the model made of each image is gone or damaged" in caplog.text
     assert len(_read_all(tmp_path / "out")) == 3
 
 

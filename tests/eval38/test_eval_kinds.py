@@ -102,6 +102,17 @@ def test_an_image_without_metadata_is_lost(tmp_path: Path, model: Embedder) -> N
     assert found.num_images == 2 and found.metrics["count_region:2"] == 1.0
 
 
+def test_a_broken_image_takes_its_metadata_along(tmp_path: Path, model: Embedder) -> None:
+    rows = [{"cls": b"%d" % n, "png": draw_picture(n), "npy": _pack([n, 14, n, 0])} for n in range(6)]
+    folder = _folder(tmp_path, FMOW)
+    make_labelled(folder, FMOW, [0])
+    write_tars(folder, [*rows[:3], rows[5] | {"png": draw_picture(5)[:60]}, *rows[3:5]])
+    damaged = _evaluate(FMOW, tmp_path, model)
+    write_tars(folder, rows[:5])
+    whole = _evaluate(FMOW, tmp_path, model)
+    assert damaged.metrics == whole.metrics and [row.reason for row in damaged.lost] == ["unreadable_image"]
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [

@@ -87,3 +87,12 @@ def test_groups_of_two_fields_are_named_last_first() -> None:
 def test_a_group_number_out_of_all_proportion() -> None:
     with pytest.raises(EvalError, match="5,000,000,001 groups of slide"):
         measure_groups(torch.tensor([True]), [("slide", torch.tensor([5_000_000_000]))], name="acc", worst="w")
+
+
+def test_a_group_beyond_belief() -> None:
+    """One wrong number would make as many metrics."""
+    right_N = torch.tensor([True])
+    metrics = measure_groups(right_N, [("region", torch.tensor([9_999]))], name="acc", worst="acc_wg")
+    assert metrics["acc_wg"] == 1.0 and len(metrics) == 20_002
+    with pytest.raises(EvalError, match="10,001 groups of region: more than 10,000"):
+        measure_groups(right_N, [("region", torch.tensor([10_000]))], name="acc", worst="acc_wg")

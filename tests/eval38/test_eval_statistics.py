@@ -180,6 +180,21 @@ def test_draws_depend_on_seed_and_key_alone() -> None:
     assert (first != bootstrap("acc1", draw(0), key="a", resamples=20, seed=1)).any()
 
 
+@pytest.mark.parametrize("metric", list(MEASURES))
+def test_draws_depend_on_neither_the_order_of_images_nor_the_size_of_a_block(
+    metric: Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = draw(0)
+    wanted = bootstrap(metric, columns, key="a", resamples=40)
+    place_N = np.random.default_rng(1).permutation(400)
+    assert (
+        bootstrap(metric, {name: of[place_N] for name, of in columns.items()}, key="a", resamples=40) == wanted
+    ).all()
+    for numbers in (1, 300, 3000):
+        monkeypatch.setattr("eval38.statistics.NUMBERS_AT_ONCE", numbers)
+        assert (bootstrap(metric, columns, key="a", resamples=40) == wanted).all()
+
+
 def test_a_pair_is_surer_than_two_alone() -> None:
     first = draw(0, images=2000)
     best = np.where(np.arange(2000) % 50 == 0, first["label"], first["best"])  # a little better on some images

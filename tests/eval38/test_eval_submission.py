@@ -86,12 +86,40 @@ def test_results_that_are_no_entry(tmp_path: Path, changes: dict[str, Any], mess
         write_submission(str(tmp_path), str(tmp_path / "out"), scale="small", allow_incomplete=True)
 
 
-def test_a_result_of_datacomp_with_nan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_result_of_datacomp_with_what_is_no_number(tmp_path: Path, number: float) -> None:
     rows = [{name: row[name] for name in ("key", "dataset", "metrics")} for row in make_rows().values()]
-    rows[0]["metrics"]["acc5"] = float("nan")
+    rows[0]["metrics"]["acc5"] = number
     (tmp_path / "eval_results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_submission(str(tmp_path), str(tmp_path / "out"), scale="small")
-    assert "NaN" not in (tmp_path / "out/small_scale/results.jsonl").read_text()
+    written = (tmp_path / "out/small_scale/results.jsonl").read_text()
+    assert json.loads(written.splitlines()[0])["metrics"]["acc5"] is None
+    assert "NaN" not in written and "Infinity" not in written
+    rows[0]["metrics"]["main_metric"] = number
+    (tmp_path / "eval_results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(EvalError, match="37 of the 38"):
+        write_submission(str(tmp_path), str(tmp_path / "out"), scale="small")
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", '{"key": "mnist"}', '{"key": "mnist", "dataset": "M", "metrics": []}', ""]
+)
+def test_lines_that_are_no_results_or_come_twice(results: str, tmp_path: Path, line: str) -> None:
+    file = Path(results, "eval_results.jsonl")
+    file.write_text(file.read_text() + (line or file.read_text().splitlines()[0]) + "\n")
+    with pytest.raises(
+        EvalError, match="line 41 is no result" if line else "line 41 .*a second line of vtab/caltech101"
+    ):
+        write_submission(results, str(tmp_path / "out"), scale="small")
+
+
+def test_files_of_another_entry_are_not_taken_for_this_one(results: str, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    places = {"out": str(tmp_path / "out"), "scale": "small"}
+    for _ in range(2):
+        write_submission(results, **places, checkpoint=str(tmp_path / "model.pt"))
+    with pytest.raises(ConfigError, match=r"holds checkpoint.pt of another entry"):
+        write_submission(results, **places)
 
 
 def test_wrong_words(results: str, tmp_path: Path) -> None:

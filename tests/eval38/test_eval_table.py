@@ -71,7 +71,7 @@ def test_table() -> None:
     text = " ".join(lines)
     assert "partial average over 3 of 38 tasks, as DataComp computes it  20.78  [20.0, 25.0]" in text
     assert "partial average over 3 of 38 tasks, corrected                45.78" in text
-    assert "* MNIST is incomplete: 7 of 10,000 images." in text
+    assert "* Incomplete: MNIST (7 of 10,000 images)." in text
     assert "CIFAR-10 failed: its folder has 4 classes" in text
     assert "No data: vtab/caltech101, " in text and "Not asked for: cars." in text
     assert max(map(len, lines)) <= 110

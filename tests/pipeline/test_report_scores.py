@@ -21,6 +21,8 @@ def test_an_interval_is_a_line_around_the_end_of_its_bar_or_its_dot(num_tasks: i
     else:
         end, middle = map(float, re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)[0])
         assert low < end < high
+        _, ys = zip(*re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg), strict=True)
+        assert len(set(ys)) == 2 * num_tasks  # each on a line of its own
     assert y == pytest.approx(middle, abs=0.1)
 
 

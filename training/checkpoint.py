@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,10 +73,14 @@ def _copy(value: Any) -> Any:
 
 
 class Saver:
-    """Writes snapshots of one run in a thread while steps go on; at most one is under way."""
+    """Writes snapshots of one run in a thread while steps go on; at most one is under way.
 
-    def __init__(self, out: str, *, identity: str, keep: int) -> None:
+    What lies in `out` beyond `step`, from which the run goes on, is of other runs: its first save takes their place.
+    """
+
+    def __init__(self, out: str, *, identity: str, keep: int, step: int = 0) -> None:
         self.out, self.identity, self.keep = out, identity, keep
+        self._strange = [save for save in list_saves(out) if save > step]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._writing: Future[None] | None = None
 
@@ -83,7 +88,17 @@ class Saver:
         """Copy the state and begin to write it, after the save before is done."""
         self.finish()
         content = snapshot(state, identity=self.identity)
-        self._writing = self._thread.submit(write_save, self.out, content, keep=self.keep)
+        self._writing = self._thread.submit(write_save, self.out, content, keep=self.keep, strange=self._strange)
+        self._strange = []
+
+    def list_saves_before(self, step: int) -> list[int]:
+        """Return the steps of this run's own saves before a step, ascending."""
+        return [save for save in list_saves(self.out) if save < step and save not in self._strange]
+
+    def remove_strange(self) -> None:
+        """Delete the saves of other runs, if no save of this one has."""
+        for step in self._strange:
+            remove(place_save(self.out, step))
 
     def check(self) -> None:
         """Raise StageError if the last save failed."""
@@ -107,11 +122,11 @@ class Saver:
         self._thread.shutdown()
 
 
-def write_save(out: str, content: dict[str, Any], *, keep: int) -> None:
-    """Write a snapshot, then delete all but the `keep` newest up to it."""
+def write_save(out: str, content: dict[str, Any], *, keep: int, strange: Sequence[int] = ()) -> None:
+    """Write a snapshot, then delete the strange ones and all but the `keep` newest of the rest."""
     _save(place_save(out, content["step"]), content)
-    steps = [step for step in list_saves(out) if step <= content["step"]]
-    for step in steps[:-keep]:
+    own = [step for step in list_saves(out) if step == content["step"] or step not in strange]
+    for step in {*own[:-keep], *strange} - {content["step"]}:
         remove(place_save(out, step))
 
 

@@ -5,6 +5,7 @@ twice that, and nothing for a locked tower.  Recomputation by checkpointing or c
 """
 
 import logging
+import re
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ NUM_COUNTED = 2
 """Samples counted at once, as batch norm refuses one."""
 
 
-def count_flops(model: Any, *, context_length: int) -> float | None:
-    """Return the operations of training on one sample, in FLOP; None, with a warning, where they cannot be counted."""
+def count_flops(model: Any, *, context_length: int, token_share: float = 1.0) -> float | None:
+    """Return the operations of training on one sample, in FLOP; None, with a warning, where they cannot be counted.
+
+    `token_share` is the share of its tokens that the text tower is run on.
+    """
     image = torch.empty(NUM_COUNTED, 3, *_image_size(model), device="meta")
     tokens = torch.zeros(NUM_COUNTED, context_length, dtype=torch.long, device="meta")
     is_text_trained = any(p.requires_grad for name, p in model.named_parameters() if _is_text(name))
@@ -30,15 +34,20 @@ def count_flops(model: Any, *, context_length: int) -> float | None:
     except Exception as error:  # a backbone may look at its data, which here is none
         log.warning("train: no MFU, as the model's work cannot be counted: %s", " ".join(str(error).split())[:200])
         return None
-    return (3 * image_flops + (3 if is_text_trained else 1) * text_flops) / NUM_COUNTED
+    return (3 * image_flops + (3 if is_text_trained else 1) * token_share * text_flops) / NUM_COUNTED
 
 
 def find_peak(device: torch.device) -> float | None:
     """Return a GPU's peak in FLOP/s, None for a CPU or one that is not in the table."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak * 1e12 for part, peak in PEAK_TFLOP_PER_S.items() if part in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """Return the peak in FLOP/s of the GPU that calls itself that; an A1000 is no A100."""
+    peaks = PEAK_TFLOP_PER_S.items()
+    return next((peak * 1e12 for part, peak in peaks if re.search(rf"\b{part}\b", name)), None)
 
 
 def _count_forward(model: Any, inputs: tuple[Any, Any]) -> int:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.errors import StageError
 from pipeline.storage import exists, is_local, read_bytes, write_bytes
 
 T = TypeVar("T")
@@ -79,12 +78,8 @@ class MetricsLog:
         learning_rate: float,
         logit_scale: float,
         grad_norm: float,
-        may_overflow: bool = False,
     ) -> None:
-        """Append the line of a step.  Raises StageError if the gradient is not finite, as the weights then are lost."""
-        is_finite = math.isfinite(grad_norm)
-        if not is_finite and not may_overflow:
-            raise StageError(f"train: the gradient became {grad_norm} at step {step}. Lower learning_rate.")
+        """Append the line of a step."""
         now = time.perf_counter()
         rate, wait = (step - self._step) * self.batch_size / (now - self._time), self._waited / (now - self._time)
         self._step, self._time, self._waited = step, now, 0.0
@@ -94,7 +89,7 @@ class MetricsLog:
             loss=loss,
             learning_rate=learning_rate,
             logit_scale=logit_scale,
-            grad_norm=grad_norm if is_finite else None,
+            grad_norm=grad_norm if math.isfinite(grad_norm) else None,
             samples_per_s=round(rate, 1),
             data_wait=round(wait, 3),
             tflop_per_s=None if self.flops is None else round(rate * self.flops / 1e12, 3),

@@ -26,15 +26,15 @@ def takes_weight_decay(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in UNDECAYED_NAMES)
 
 
-def is_embedding(name: str) -> bool:
-    """Return whether a parameter is a table of tokens or positions: a matrix in shape, not in use."""
-    return any(part in name for part in EMBEDDING_NAMES)
+def is_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Return whether a parameter maps vectors: no table of tokens or positions, no vector in the shape (1, 1, D)."""
+    return parameter.numel() > max(parameter.shape) and not any(part in name for part in EMBEDDING_NAMES)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimiser named, with two groups: without and with weight decay, in that order.
 
-    AdamW is fused.  For muon a third group holds embeddings, which decay and are given to its AdamW, as vectors are.
+    AdamW is fused.  For muon a third group holds what decays but is no matrix in use; its AdamW takes that and vectors.
     LAMB's own clipping at norm 1 is off: grad_clip_norm says whether there is any.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -42,9 +42,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     decayed = [(name, p) for name, p in named if takes_weight_decay(name, p)]
     groups: list[dict[str, Any]] = [{"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "muon":
-        tables = [p for name, p in decayed if is_embedding(name)]
+        groups[0]["use_fallback"] = True
+        tables = [p for name, p in decayed if not is_matrix(name, p)]
         groups.append({"params": tables, "weight_decay": config.weight_decay, "use_fallback": True})
-        decayed = [(name, p) for name, p in decayed if not is_embedding(name)]
+        decayed = [(name, p) for name, p in decayed if is_matrix(name, p)]
     groups.append({"params": [p for _, p in decayed], "weight_decay": config.weight_decay})
     shared: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
     if config.optimizer == "adamw":

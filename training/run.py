@@ -17,7 +17,7 @@ from pipeline.manifest import Counts, Manifest, find_done, hash_json, write_mani
 from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RUN_INDEX, RUN_MODEL
 from pipeline.storage import fingerprint, join, remove, sweep_temporaries
 from training.captioned import TrainSet, as_sets, identify_sets, split_heldout
-from training.checkpoint import RunState, Saver, list_saves, load_resume, place_save, remove_saves, save_weights
+from training.checkpoint import RunState, Saver, load_resume, place_save, remove_saves, save_weights
 from training.config import TrainConfig, describe_choices
 from training.data import Batch, open_batches
 from training.flops import count_flops, find_peak
@@ -30,7 +30,7 @@ from training.reports import open_reports
 from training.start import find_start, open_start
 from training.step import take_step
 from training.stopping import take_until, watch_sigterm
-from training.text import check_cut
+from training.text import check_cut, share_of_tokens
 
 
 def train(
@@ -77,13 +77,17 @@ def train(
         join(out, METRICS),
         step=state.step,
         batch_size=config.batch_size,
-        flops=count_flops(model, context_length=index.token_UL.shape[1]),
+        flops=count_flops(
+            model,
+            context_length=index.token_UL.shape[1],
+            token_share=share_of_tokens(torch.from_numpy(index.token_UL)) if config.cut_text else 1.0,
+        ),
         peak=find_peak(place),
         reports=open_reports(config.report_to, out, step=state.step, identity=wanted.identity),
     )
     with (
         closing(_open_rest(config, state, index, crop, pin=place.type == "cuda")) as batches,
-        closing(Saver(out, identity=wanted.identity, keep=config.keep_checkpoints)) as saver,
+        closing(Saver(out, identity=wanted.identity, keep=config.keep_checkpoints, step=state.step)) as saver,
     ):
         _run_steps(config, state, batches, crop, metrics=metrics, saver=saver, quiet=quiet)
     save_weights(out, model, architecture=start.architecture)
@@ -165,6 +169,8 @@ def _run_steps(
             bar.update(config.batch_size)
             if is_logged or is_saved:
                 _collect_losses(state, waiting, saver)
+            if is_logged and config.precision != "fp16" and not math.isfinite(grad_norm):  # type: ignore[arg-type]
+                raise _tell_diverged(f"the gradient became {grad_norm:g} at step {state.step}", state.step, saver)
             if is_logged:
                 metrics.write(
                     step=state.step,
@@ -172,21 +178,28 @@ def _run_steps(
                     learning_rate=learning_rate_at(state.step - 1, config),
                     logit_scale=float(state.model.logit_scale.detach().exp()),
                     grad_norm=float(grad_norm),  # type: ignore[arg-type]
-                    may_overflow=config.precision == "fp16",
                 )
                 bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
             saver.check()
             if is_saved:
-                saver.save(state)
+                _save_finite(state, saver)
         if state.step < config.num_steps:
             _collect_losses(state, waiting, saver)
-            saver.save(state)
+            _save_finite(state, saver)
             saver.finish()
             raise Stopped(
                 f"train: stopped by SIGTERM after step {state.step} of {config.num_steps}; the state is saved in "
                 f"{saver.out}. Run the same command again to go on."
             )
     saver.finish()
+    saver.remove_strange()
+
+
+def _save_finite(state: RunState, saver: Saver) -> None:
+    """Begin a save.  Raises StageError for weights that are not finite."""
+    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
+        raise _tell_diverged(f"a weight became infinite or NaN by step {state.step}", state.step, saver)
+    saver.save(state)
 
 
 def _collect_losses(state: RunState, waiting: list[torch.Tensor], saver: Saver) -> None:
@@ -194,16 +207,17 @@ def _collect_losses(state: RunState, waiting: list[torch.Tensor], saver: Saver) 
     for loss in torch.stack(waiting).tolist() if waiting else ():
         state.losses.append(loss)
         if not math.isfinite(loss):
-            saver.finish()
-            saves = [step for step in list_saves(saver.out) if step < len(state.losses)]
-            last = (
-                f"The last good save is {place_save(saver.out, saves[-1])}." if saves else "There is no save before it."
-            )
-            raise StageError(
-                f"train: the loss became {loss} at step {len(state.losses)}. {last} "
-                "Lower learning_rate, raise warmup_steps or set grad_clip_norm."
-            )
+            step = len(state.losses)
+            raise _tell_diverged(f"the loss became {loss} at step {step}", step, saver)
     waiting.clear()
+
+
+def _tell_diverged(what: str, step: int, saver: Saver) -> StageError:
+    """Return the error of a run that diverged, naming the save before that."""
+    saver.finish()
+    saves = saver.list_saves_before(step)
+    last = f"The last good save is {place_save(saver.out, saves[-1])}." if saves else "There is no save before it."
+    return StageError(f"train: {what}. {last} Lower learning_rate, raise warmup_steps or set grad_clip_norm.")
 
 
 def _finish(wanted: Manifest, config: TrainConfig, state: RunState, index: RowIndex) -> Manifest:

@@ -113,12 +113,29 @@ def open_start(start: Start, config: TrainConfig, *, device: torch.device) -> Op
         opened = open_model(start.architecture, device=device, **settings)
         given = open_model(start.model)
         check_reopens(start, given)
-        opened.model.load_state_dict(resize_positions(given.model.state_dict(), opened.model.state_dict()))
+        weights = resize_positions(given.model.state_dict(), opened.model.state_dict())
+        try:
+            opened.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelError(
+                f"the weights {start.model!r} do not fit {start.architecture}, and only position embeddings can be "
+                f"resampled ({' '.join(str(error).split())[:200]}). Start from weights of {start.architecture}."
+            ) from error
+    check_trainable(opened.model, config)
     if config.lock_text:
         lock_text(opened.model, config.lock_text)
     set_checkpointing(opened.model, config.grad_checkpointing)
     opened.model.train()
     return opened
+
+
+def check_trainable(model: Any, config: TrainConfig) -> None:
+    """Raise ConfigError for a model of which the losses here would not train all, or a choice that it passes over."""
+    if hasattr(model, "text_decoder"):
+        raise ConfigError(f"model {config.model!r} is a CoCa, and its captioning loss is not here. Take a CLIP model.")
+    dropout = any(type(module).__name__.startswith("PatchDropout") for module in model.visual.modules())
+    if config.patch_dropout and not dropout:
+        raise ConfigError(f"model {config.model!r} has no patches to drop: leave patch_dropout out.")
 
 
 def resize_positions(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +157,8 @@ def lock_text(model: Any, source: str) -> None:
     """Give a model the text tower of another and freeze it.  Raises ModelError when it is built otherwise."""
     if find_clip(source).weights is None and not find_clip(source).brings_config:
         raise ConfigError(f"lock_text {source!r} names no weights: a frozen text tower must be a trained one.")
-    theirs = {_text_name(name): tensor for name, tensor in open_model(source).model.state_dict().items()}
+    given = open_model(source)
+    theirs = {_text_name(name): tensor for name, tensor in given.model.state_dict().items()}
     state = model.state_dict()
     for name, tensor in state.items():
         if name.startswith(NOT_TEXT):
@@ -154,7 +172,15 @@ def lock_text(model: Any, source: str) -> None:
             )
         state[name] = other
     model.load_state_dict(state)
-    model.lock_text_tower()
+    token_BL = given.tokenize(["a photo of a cat"])
+    ours_BD = model.encode_text(token_BL.to(model.logit_scale.device), normalize=True).cpu()
+    if not torch.allclose(ours_BD, given.model.encode_text(token_BL, normalize=True), atol=1e-2):
+        raise ModelError(
+            f"lock_text {source!r}: its text tower has the model's shapes but computes something else with them (other "
+            "heads, pooling or activation, such as -quickgelu). Take an architecture with that text tower."
+        )
+    for name, parameter in model.named_parameters():  # open_clip's lock leaves a transformers tower's projection
+        parameter.requires_grad_(name.startswith(NOT_TEXT))
 
 
 NOT_TEXT = ("visual.", "logit_")

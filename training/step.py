@@ -68,7 +68,8 @@ def backward_whole(config: TrainConfig, state: RunState, image_BCHW: Tensor, tok
     with _autocast(config, image_BCHW):
         image_BD, text_BD = _encode(config, state.model, image_BCHW, token_BL)
         loss = measure_loss(config, state.model, image_BD, text_BD)
-    state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    with _still_statistics(state.model):
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
@@ -95,7 +96,8 @@ def backward_in_parts(config: TrainConfig, state: RunState, image_BCHW: Tensor, 
         with _autocast(config, image_BCHW):
             features = _encode(config, model, *part)
         pairs = [(f, g) for f, g in zip(features, gradient, strict=True) if f.requires_grad]  # a locked tower's do not
-        torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
+        with _still_statistics(model):
+            torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
     return loss.detach()
 
 
@@ -120,13 +122,13 @@ def _autocast(config: TrainConfig, like: Tensor) -> torch.autocast:
 
 @contextmanager
 def _still_statistics(model: Any) -> Iterator[None]:
-    """Leave the running statistics of batch norms as they are."""
+    """Leave the running statistics of batch norms as they are; a backward pass may compute forward again."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 MODEL = "winnow-vit-tiny"
-RIGHT = "kind IN ('clean', 'exact_duplicate', 'near_duplicate')"
+RIGHT_KINDS = ("clean", "exact_duplicate", "near_duplicate")
+"""Kinds of the truth file whose caption is right."""
 SHARE = 0.4
 """Kept share of the pool where nothing else is said; 43.9 % of the pool's captions are right."""
 SAMPLES = 16_000
@@ -82,7 +83,7 @@ def list_subsets() -> dict[str, Subset]:
     subsets = {
         "none": Subset([], BUDGETS, ("a", "d")),
         "basic": Subset(BASIC, findings=("a",)),
-        "oracle": Subset([{"name": "right", "where": RIGHT}], findings=("a",)),
+        "oracle": Subset([{"name": "right", "where": f"kind IN {RIGHT_KINDS}"}], findings=("a",)),
     }
     letters = {"raw": "ac", "dfn": "abc", "dfn_finetuned": "ac"} | {f"spoiled_{p}": "bc" for p in (10, 25, 50)}
     for name in NETS:

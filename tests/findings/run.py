@@ -17,6 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from eval38.config import EvalConfig
 from eval38.evaluate import evaluate
 from jobs.recipes import Network
@@ -32,8 +35,21 @@ from pipeline.select import Step
 from pipeline.semdedup import DedupConfig
 from pipeline.shards import ShardConfig
 from pipeline.spark_session import open_session
+from pipeline.subset import read_subset
+from pipeline.uid import format_uids
 from tests.findings.labels import find_class_words, write_class_folders
-from tests.findings.plan import CLEAN, FINETUNE_RATE, FINETUNE_SAMPLES, LATER, MODEL, NETS, Net, Subset, list_subsets
+from tests.findings.plan import (
+    CLEAN,
+    FINETUNE_RATE,
+    FINETUNE_SAMPLES,
+    LATER,
+    MODEL,
+    NETS,
+    RIGHT_KINDS,
+    Net,
+    Subset,
+    list_subsets,
+)
 from tests.findings.tables import format_tables
 from training.captioned import TrainSet
 from training.config import FineTune, SetConfig, TrainConfig
@@ -159,7 +175,15 @@ def measure(places: Places, subsets: dict[str, Subset], seeds: range) -> dict[st
         }
         for name, subset in subsets.items()
     }
-    return {"own": own, "rows": rows, "induced": induced}
+    return {"own": own, "rows": rows, "right": measure_right(places, subsets), "induced": induced}
+
+
+def measure_right(places: Places, subsets: Iterable[str]) -> dict[str, float]:
+    """Return the share of each subset's uids whose caption is right."""
+    truth = pq.read_table(places.truth, filters=pc.field("kind").isin(RIGHT_KINDS))
+    right = set(truth["uid"].to_pylist())
+    uids = {name: format_uids(read_subset(str(places.out / "subsets" / f"{name}.npy"))) for name in subsets}
+    return {name: sum(uid in right for uid in kept.to_pylist()) / len(kept) for name, kept in uids.items()}
 
 
 def _require(folder: Path, name: str) -> Manifest:

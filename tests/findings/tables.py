@@ -19,25 +19,28 @@ def describe(values: Sequence[float]) -> str:
 
 def format_tables(found: Mapping[str, Any], subsets: Mapping[str, Subset]) -> str:
     """Return the tables as Markdown."""
-    own, rows, induced = found["own"], found["rows"], found["induced"]
-    lines: list[str] = []
-    for letter, title in (
-        ("a", "Filters"),
-        ("b", "Purity of the filter's training set"),
-        ("c", "Own and induced"),
-        ("e", "Later filters"),
-    ):
-        lines += [f"\n## {letter}. {title}\n", "| filter | own accuracy | rows | induced |", "|---|---|---|---|"]
-        for name, subset in subsets.items():
-            if letter in subset.findings:
-                mine = f"{100 * own[name]:.1f}" if name in own else "-"
-                lines.append(f"| {name} | {mine} | {rows[name]:,} | {describe(induced[name][SAMPLES])} |")
+    own, induced = found["own"], found["induced"]
     pairs = [(own[name], statistics.mean(induced[name][SAMPLES])) for name in NETS]
+    lines = _compare("a. Filters", "a", found, subsets)
+    lines += _compare("b. Purity of the filter's training set", "b", found, subsets)
+    lines += _compare("c. Own and induced accuracy", "c", found, subsets)
     lines.append(f"\nPearson {correlate(pairs):.2f}, Spearman {correlate(rank(pairs)):.2f} over {len(pairs)} filters.")
     lines += ["\n## d. Fraction\n", "| kept | " + " | ".join(f"{n:,} samples" for n in BUDGETS) + " |", "|---|---|---|"]
     for name, label in [(name_fraction(f), f"{f:.0%}") for f in FRACTIONS] + [("none", "all")]:
         lines.append(f"| {label} | " + " | ".join(describe(induced[name][n]) for n in BUDGETS) + " |")
+    lines += _compare("e. Later filters", "e", found, subsets)
     return "\n".join(lines) + "\n"
+
+
+def _compare(title: str, letter: str, found: Mapping[str, Any], subsets: Mapping[str, Subset]) -> list[str]:
+    """Return the table of the subsets that stand in finding `letter`."""
+    lines = [f"\n## {title}\n", "| filter | own accuracy | rows | right | induced |", "|---|---|---|---|---|"]
+    for name, subset in subsets.items():
+        if letter in subset.findings:
+            own = f"{100 * found['own'][name]:.1f}" if name in found["own"] else "-"
+            rows, right = f"{found['rows'][name]:,}", f"{100 * found['right'][name]:.1f}"
+            lines.append(f"| {name} | {own} | {rows} | {right} | {describe(found['induced'][name][SAMPLES])} |")
+    return lines
 
 
 def rank(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -15,7 +15,7 @@ from pipeline.errors import StageError
 from training.checkpoint import RunState, Saver, list_saves, load_resume, snapshot, write_save
 from training.config import TrainConfig
 from training.metrics import MetricsLog, cut_metrics
-from training.run import train
+from training.run import _save_gathered, train
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"model": "winnow-vit-tiny", "samples": 32 * 24, "batch_size": 32, "warmup_steps": 4}
@@ -137,6 +137,31 @@ def test_a_newest_save_that_is_broken_gives_way_to_the_one_before(tmp_path, capl
     assert load_resume(str(tmp_path), state, identity="x")
     assert state.step == 5 and torch.equal(state.model.weight, states[5].model.weight)
     assert "resume-00000010.pt" in caplog.text
+
+
+def test_saves_of_another_run_give_way_to_the_first_save_of_this(tmp_path):
+    """Whatever their steps: they would count as kept ones, and stay after the end."""
+    for step in (3, 20):
+        write_save(str(tmp_path), snapshot(make_state(step), identity="other"), keep=9)
+    saver = Saver(str(tmp_path), identity="x", keep=2)
+    assert saver.list_saves_before(9) == []
+    for step in (4, 8, 20):
+        saver.save(make_state(step))
+        saver.finish()
+        assert list_saves(str(tmp_path)) == [s for s in (4, 8, 20) if s <= step][-2:]
+    going_on = Saver(str(tmp_path), identity="x", keep=2, step=8)
+    going_on.remove_strange()
+    assert list_saves(str(tmp_path)) == [8]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    saver, state = Saver(str(tmp_path), identity="x", keep=1), make_state(5)
+    _save_gathered(state, saver)
+    state.step = 10
+    state.model.bias.data[0] = torch.inf
+    with pytest.raises(StageError, match=r"a weight became .* by step 10\. The last good save is .*resume-00000005"):
+        _save_gathered(state, saver)
+    assert list_saves(str(tmp_path)) == [5]
 
 
 def test_a_snapshot_is_of_its_step_whatever_comes_after():

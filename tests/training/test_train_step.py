@@ -1,5 +1,6 @@
 """take_step in all its kinds: parts, precisions, optimisers, losses, locked towers, checkpointed blocks."""
 
+import functools
 import math
 from types import SimpleNamespace
 
@@ -8,20 +9,21 @@ import pytest
 import timm
 import torch
 from open_clip.model import resize_pos_embed
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.clip_model import find_clip, open_model
 from pipeline.errors import ConfigError, ModelError
 from training.checkpoint import RunState, load_resume, snapshot, write_save
 from training.config import TrainConfig
 from training.data import Batch, open_batches
-from training.flops import count_flops
+from training.flops import count_flops, peak_of
 from training.images import read_crop
 from training.index import list_tars, read_index
 from training.loss import sigmoid_loss
-from training.optim import build_optimizer, is_embedding
+from training.optim import build_optimizer
 from training.order import step_seed
 from training.run import train
-from training.start import find_start, open_start, resize_positions
+from training.start import check_trainable, find_start, lock_text, open_start, resize_positions
 from training.step import backward_in_parts, backward_whole, measure_loss, move_batch, take_step
 
 CPU = torch.device("cpu")
@@ -138,8 +140,45 @@ def test_muon_leaves_embeddings_and_vectors_to_adamw():
     names = {id(p): name for name, p in state.model.named_parameters()}
     plain, tables, matrices = ([names[id(p)] for p in g["params"]] for g in state.optimizer.param_groups)
     assert set(tables) == {"positional_embedding", "token_embedding.weight", "visual.positional_embedding"}
-    assert state.optimizer.param_groups[1]["use_fallback"] and not any(map(is_embedding, matrices))
+    assert state.optimizer.param_groups[1]["use_fallback"] and not any("embedding" in name for name in matrices)
     assert len(plain) + len(tables) + len(matrices) == len(names)
+
+
+def test_muon_takes_matrices_alone():
+    shapes = {
+        "weight": (8, 8),
+        "conv": (8, 3, 2, 2),
+        "latent": (1, 1, 8),
+        "temperature": (4, 1, 1),
+        "bias_table": (9, 4),
+    }
+    model = torch.nn.Module()
+    for name, shape in shapes.items():
+        model.register_parameter(name, torch.nn.Parameter(torch.ones(shape)))
+        getattr(model, name).grad = torch.ones(shape)
+    optimizer = build_optimizer(model, make_config(optimizer="muon"))
+    optimizer.step()
+    taken = {name for name, p in model.named_parameters() if "momentum_buffer" in optimizer.state[p]}
+    assert taken == {"weight", "conv"}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_blocks_computed_again_count_once_in_running_statistics(parts):
+    """So that grad_checkpointing changes nothing, as its absence from a run's identity says."""
+    found = []
+    for is_checkpointed in (False, True):
+        torch.manual_seed(0)
+        norm = torch.nn.BatchNorm1d(4)
+        block = functools.partial(checkpoint, norm, use_reentrant=False) if is_checkpointed else norm
+        model = torch.nn.Module()
+        model.norm, model.logit_scale = norm, torch.nn.Parameter(torch.tensor(1.0))
+        model.encode_image = model.encode_text = lambda x, normalize, block=block: block(x.float().requires_grad_())
+        state = RunState(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1), torch.zeros(1))
+        run = backward_whole if parts == 1 else backward_in_parts
+        run(make_config(accum_freq=parts), state, torch.randn(8, 4), torch.randint(9, (8, 4)))
+        found.append(norm.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    assert found[0]["num_batches_tracked"] == 2 * parts
 
 
 @pytest.mark.parametrize("which", ["all", "conv"])
@@ -210,6 +249,21 @@ def test_a_text_tower_that_cannot_be_locked_is_named(trained):
         start_run(make_config(lock_text="winnow-vit-tiny"))
 
 
+def test_a_text_tower_of_the_same_shapes_that_computes_something_else_is_not_locked(trained):
+    model = open_model("winnow-vit-tiny").model
+    model.text_pool_type = "last"
+    with pytest.raises(ModelError, match="computes something else"):
+        lock_text(model, str(trained))
+
+
+def test_models_that_would_not_be_trained_as_asked_are_refused():
+    visual = torch.nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match="is a CoCa"):
+        check_trainable(SimpleNamespace(text_decoder=visual, visual=visual), make_config())
+    with pytest.raises(ConfigError, match="no patches to drop"):
+        check_trainable(SimpleNamespace(visual=visual), make_config(patch_dropout=0.5))
+
+
 def test_positions_are_resampled_as_open_clip_and_timm_do():
     torch.manual_seed(0)
     given, wanted = torch.randn(1 + 49, 8), torch.zeros(1 + 144, 8)
@@ -252,8 +306,24 @@ def test_flops_are_three_forwards_of_the_known_cost():
     text_block = 2 * context * text_width * text_width * (4 + 2 * mlp) + 2 * 2 * context * context * text_width
     text = 2 * text_block + 2 * text_width * 128
     assert count_flops(model, context_length=16) == pytest.approx(3 * (image + text))
+    assert count_flops(model, context_length=16, token_share=0.5) == pytest.approx(3 * (image + text / 2))
     model.lock_text_tower()
     assert count_flops(model, context_length=16) == pytest.approx(3 * image + text)
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H200", 989),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_the_peak_is_that_of_the_whole_name(name, tera):
+    assert peak_of(name) == (tera and tera * 1e12)
 
 
 QUICK = ["efficientformerv2_s0"]

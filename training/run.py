@@ -73,18 +73,7 @@ def train(
         remove(join(out, stale))
     sweep_temporaries(out)
     load_resume(out, state, identity=wanted.identity)
-    metrics = MetricsLog(
-        join(out, METRICS),
-        step=state.step,
-        batch_size=config.batch_size,
-        flops=count_flops(
-            model,
-            context_length=index.token_UL.shape[1],
-            token_share=share_of_tokens(torch.from_numpy(index.token_UL)) if config.cut_text else 1.0,
-        ),
-        peak=find_peak(place),
-        reports=open_reports(config.report_to, out, step=state.step, identity=wanted.identity),
-    )
+    metrics = _open_metrics(config, state, index, place, out=out, identity=wanted.identity)
     with (
         closing(_open_rest(config, state, index, crop, pin=place.type == "cuda")) as batches,
         closing(Saver(out, identity=wanted.identity, keep=config.keep_checkpoints, step=state.step)) as saver,
@@ -97,6 +86,21 @@ def train(
     if config.keep_checkpoints == 1:
         remove_saves(out)
     return manifest
+
+
+def _open_metrics(
+    config: TrainConfig, state: RunState, index: RowIndex, place: torch.device, *, out: str, identity: str
+) -> MetricsLog:
+    """Return the run's metrics, with the work of a sample counted."""
+    share = share_of_tokens(torch.from_numpy(index.token_UL)) if config.cut_text else 1.0
+    return MetricsLog(
+        join(out, METRICS),
+        step=state.step,
+        batch_size=config.batch_size,
+        flops=count_flops(state.model, context_length=index.token_UL.shape[1], token_share=share),
+        peak=find_peak(place),
+        reports=open_reports(config.report_to, out, step=state.step, identity=identity),
+    )
 
 
 def choose_device(device: str) -> torch.device:

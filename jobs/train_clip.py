@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jobs.arguments import add_recipe, job, make_parser, split_words
 from jobs.recipes import load_recipe, require_train
 from training.run import train
+from training.world import is_first
 
 EXAMPLE = """  winnow train dfn-tiny --data out/shards/dfn --out runs/dfn
   winnow train train-datacomp-small --data 'shards/{00000000..00000031}.tar' --out runs/b32
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = require_train(load_recipe(*split_words(args.words)))
     facts = train(config, data=args.data, out=args.out, init=args.init, device=args.device).facts
-    print(f"{facts['samples_seen']:,} samples seen, final loss {facts['final_loss']:.4f}, model in {args.out}")
+    if is_first():
+        print(f"{facts['samples_seen']:,} samples seen, final loss {facts['final_loss']:.4f}, model in {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shards -> one trained CLIP.  Imports pipeline only; one process, one device.
+"""Shards -> one trained CLIP.  Imports pipeline only; one device a process.
 
     from training.config import TrainConfig
     from training.run import train
@@ -31,7 +31,8 @@ The files, in the order data flows:
     text.py        captions cut to the longest of their batch, and the tower run on no more
     loss.py        the losses of CLIP and SigLIP
     optim.py       optimisers and their groups, warmup and schedule, the clamp of the logit scale
-    step.py        one batch -> one step, whole or in parts (gradient caching)
+    world.py       the processes that torchrun started: who this is, what they agree on, gathered rows
+    step.py        one batch -> one step, whole or in parts (gradient caching); gradients averaged over processes
     checkpoint.py  save and load weights and unfinished runs, in a thread
     stopping.py    SIGTERM -> a flag looked at between steps
     flops.py       what a sample costs and what a GPU could do
@@ -44,7 +45,8 @@ The files, in the order data flows:
 
 What one can rely on.  The budget is exact: `samples` are seen.  With the sampler `exact` each row is seen floor or ceil
 of its share, of several sets each has exactly its share of every epoch, and copies of a row are in different batches.
-The same config and data give the same weights, whatever the number of loader processes, and on a CPU in fp32 bit for
+The same config and data give the same weights, whatever the number of loader processes (of training
+processes: to rounding), and on a CPU in fp32 bit for
 bit, also after any number of kills and reruns.  A row that cannot be used is counted by reason in the manifest, not
 lost in silence.
 """

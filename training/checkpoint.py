@@ -20,6 +20,7 @@ from pipeline.errors import StageError
 from pipeline.schemas import CHECKPOINT, METRICS, RESUME_PATTERN, RUN_MODEL
 from pipeline.storage import join, list_folder, name_of, read_bytes, remove, write_atomic, write_bytes
 from training.metrics import cut_metrics
+from training.world import ALONE, World
 
 log = logging.getLogger("winnow")
 SAVE_NAME = re.compile(r"resume-\d+\.pt")
@@ -44,6 +45,18 @@ class RunState:
     num_unreadable_draws: int = 0
     losses: list[float] = field(default_factory=list)
     """Of every step done, in nats."""
+    world: World = ALONE
+    """The processes of the run; rows and draws are those that this one saw since gather_account."""
+    spread: Any = None
+    """The model's towers, sharing gradients with the other processes; None if there is but one."""
+
+
+def gather_account(state: RunState) -> None:
+    """Bring what all processes saw into the state of the first."""
+    world = state.world
+    state.is_seen_N, state.is_unreadable_N = world.any(state.is_seen_N), world.any(state.is_unreadable_N)
+    draws = int(world.add(torch.tensor([state.num_unreadable_draws])))
+    state.num_unreadable_draws = draws if world.is_first else 0
 
 
 def snapshot(state: RunState, *, identity: str) -> dict[str, Any]:
@@ -150,6 +163,26 @@ def place_save(out: str, step: int) -> str:
 def load_resume(out: str, state: RunState, *, identity: str) -> bool:
     """Bring `state` to where an unfinished run of the same identity stopped; return False when there is none.
 
+    Of several processes the first chooses and the others follow; StageError says that one cannot read what it chose.
+    """
+    if state.world.is_first:
+        _load_newest(out, state, identity)
+    step = state.world.share(state.step)
+    if state.step != step:
+        content = _read_resume(place_save(out, step), identity)
+        if content is None:
+            raise StageError(
+                f"train: process {state.world.rank} cannot read {place_save(out, step)}, from which the first goes on. "
+                "All machines must see the same run folder."
+            )
+        _restore(state, content)
+        state.num_unreadable_draws = 0  # the first has them
+    return step > 0
+
+
+def _load_newest(out: str, state: RunState, identity: str) -> None:
+    """Restore from the newest save of this run and cut the metrics to it.
+
     The newest save that can be read is taken; one that cannot, or is of another run, is named in a warning.
     Lines of the metrics after the resumed step are cut.
     """
@@ -161,7 +194,6 @@ def load_resume(out: str, state: RunState, *, identity: str) -> bool:
             log.info("train: going on from step %d of %s", state.step, url)
             break
     cut_metrics(join(out, METRICS), step=state.step)
-    return state.step > 0
 
 
 def _restore(state: RunState, content: dict[str, Any]) -> None:

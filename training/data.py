@@ -21,6 +21,7 @@ from training.images import NUM_DRAWS, Crop, read_image
 from training.index import RowIndex, TarReader
 from training.order import draw_uniform, replacement_row
 from training.samplers import open_sampler
+from training.world import ALONE, World
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 100
@@ -44,14 +45,18 @@ class Batch(NamedTuple):
 class Batches(Dataset[Batch]):
     """step -> Batch, for torch's DataLoader."""
 
-    def __init__(self, index: RowIndex, *, crop: Crop, batch_size: int, seed: int, sampler: str = "exact") -> None:
+    def __init__(
+        self, index: RowIndex, *, crop: Crop, batch_size: int, seed: int, sampler: str = "exact", world: World = ALONE
+    ) -> None:
         self.index, self.crop, self.batch_size, self.seed = index, crop, batch_size, seed
+        self.rank, self.num_own = world.rank, batch_size // world.size
         self.reader = TarReader(index.urls)
         self.rows_at = open_sampler(sampler, index, batch_size=batch_size, seed=seed)
 
     def __getitem__(self, step: int) -> Batch:
-        """Return the batch of one step, counted from 0."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        """Return this process's part of the batch of one step, counted from 0."""
+        first = step * self.batch_size + self.rank * self.num_own
+        positions = range(first, first + self.num_own)
         rows = self.rows_at(positions)
         uniform_BD = draw_uniform(self.seed, np.arange(positions.start, positions.stop), NUM_DRAWS + 1)
         uniform = uniform_BD.tolist()
@@ -90,13 +95,15 @@ def open_batches(
     sampler: str = "exact",
     num_workers: int = 0,
     pin: bool = False,
+    world: World = ALONE,
 ) -> Generator[Batch, None, None]:
     """Yield the batch of each step, loaded ahead by processes, or by a thread when num_workers is 0.
 
     `sampler` is a name of samplers.py.  `pin` puts batches in page-locked memory, for a GPU.
+    Of several processes each gets its part, in the order of their ranks; batch_size is that of all together.
     Raises StageError when no readable row can be found.
     """
-    batches = Batches(index, crop=crop, batch_size=batch_size, seed=seed, sampler=sampler)
+    batches = Batches(index, crop=crop, batch_size=batch_size, seed=seed, sampler=sampler, world=world)
     loader = DataLoader(batches, batch_size=None, sampler=steps, num_workers=num_workers, pin_memory=pin)
     try:
         if num_workers:

@@ -37,11 +37,12 @@ def count_flops(model: Any, *, context_length: int, token_share: float = 1.0) ->
     return (3 * image_flops + (3 if is_text_trained else 1) * token_share * text_flops) / NUM_COUNTED
 
 
-def find_peak(device: torch.device) -> float | None:
-    """Return a GPU's peak in FLOP/s, None for a CPU or one that is not in the table."""
+def find_peak(device: torch.device, num_devices: int = 1) -> float | None:
+    """Return the peak of so many GPUs in FLOP/s, None for a CPU or one that is not in the table."""
     if device.type != "cuda":
         return None
-    return peak_of(torch.cuda.get_device_name(device))
+    peak = peak_of(torch.cuda.get_device_name(device))
+    return None if peak is None else num_devices * peak
 
 
 def peak_of(name: str) -> float | None:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.clip_model import OpenedClip
+from pipeline.errors import StageError
 from pipeline.manifest import Counts, hash_json
 from pipeline.schemas import RUN_INDEX
 from pipeline.storage import exists, join, open_file, write_atomic
 from training.captioned import TrainSet, identify_sets, read_sets
 from training.index import RowIndex, SetRows
+from training.world import ALONE, World
 
 log = logging.getLogger("winnow")
 ARRAYS = ("tar_N", "offset_N", "size_N", "caption_N", "num_captions_N", "twin_N", "token_UL")
@@ -27,16 +29,33 @@ FORMAT = 1
 
 
 def read_sets_once(
-    sets: Sequence[TrainSet], opened: OpenedClip, *, out: str, architecture: str, quiet: bool = False
+    sets: Sequence[TrainSet],
+    opened: OpenedClip,
+    *,
+    out: str,
+    architecture: str,
+    quiet: bool = False,
+    world: World = ALONE,
 ) -> RowIndex:
-    """Return the index of all sets, from the file that a run in folder `out` left, if any; else read and leave it."""
+    """Return the index of all sets, from the file that a run in folder `out` left, if any; else read and leave it.
+
+    Of several processes the first reads, and the others take the file; StageError says that one cannot.
+    """
     url = join(out, RUN_INDEX)
     shares = [[part.name, part.share, list(part.urls)] for part in sets]
-    identity = hash_json([FORMAT, architecture, shares, identify_sets(sets)])
-    index = _load_index(url, identity) if exists(url) else None
-    if index is None:
+    identity = world.share(hash_json([FORMAT, architecture, shares, identify_sets(sets)]))
+    index = _load_index(url, identity) if world.is_first and exists(url) else None
+    if index is None and world.is_first:
         index = read_sets(sets, tokenize=opened.tokenize, quiet=quiet)
         _save_index(url, index, identity)
+    world.share(None)  # the file is there
+    if not world.is_first:
+        index = _load_index(url, identity)
+    if index is None:
+        raise StageError(
+            f"train: process {world.rank} cannot read {url}, which the first wrote. "
+            "All machines must see the same run folder."
+        )
     return index
 
 

@@ -1,6 +1,7 @@
 """One training run, top to bottom: shards -> run directory (what that holds: training/__init__.py).
 
 Kill it at any moment and call it again with the same config: on a CPU in fp32 the same bytes come out.
+Several processes (world.py) do the same side by side; the first alone writes.
 """
 
 import math
@@ -17,7 +18,15 @@ from pipeline.manifest import Counts, Manifest, find_done, hash_json, write_mani
 from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RUN_INDEX, RUN_MODEL
 from pipeline.storage import fingerprint, join, remove, sweep_temporaries
 from training.captioned import TrainSet, as_sets, identify_sets, split_heldout
-from training.checkpoint import RunState, Saver, load_resume, place_save, remove_saves, save_weights
+from training.checkpoint import (
+    RunState,
+    Saver,
+    gather_account,
+    load_resume,
+    place_save,
+    remove_saves,
+    save_weights,
+)
 from training.config import TrainConfig, describe_choices
 from training.data import Batch, open_batches
 from training.flops import count_flops, find_peak
@@ -27,10 +36,11 @@ from training.index_file import read_sets_once
 from training.metrics import MetricsLog
 from training.optim import build_optimizer, learning_rate_at
 from training.reports import open_reports
-from training.start import find_start, open_start
-from training.step import take_step
+from training.start import Start, find_start, open_start
+from training.step import spread_towers, take_step
 from training.stopping import take_until, watch_sigterm
 from training.text import check_cut, share_of_tokens
+from training.world import World, join_world, place_rank
 
 
 def train(
@@ -48,43 +58,64 @@ def train(
     What is done already is not done again.
     `init` names weights to start from: a model string, or an open_clip tag of config.model's architecture.
     `parents` identifies the data; without it the files' names, sizes and times do.  `device`: auto, cpu, cuda, cuda:1.
-    Raises PoolError when no row is usable, ModelError when the model does not open, StageError when the loss diverges.
+    Raises PoolError when no row is usable, ModelError when the model does not open, StageError when the loss diverges,
+    ConfigError for what does not go together.  Under torchrun every process calls it and gets the same manifest.
     """
-    start = find_start(config.model, init, out=out)
-    sets = as_sets(data)
-    wanted = plan_run(config, data, weights=sha256_of_model(start.model), parents=parents)
-    if done := find_done(out, wanted):
-        remove(join(out, RUN_INDEX))
-        if config.keep_checkpoints == 1:
-            remove_saves(out)
-        return done
     place = choose_device(device)
+    with join_world(config, place) as world:
+        start = find_start(config.model, init, out=out)
+        wanted = plan_run(config, data, weights=sha256_of_model(start.model), parents=parents)
+        wanted, done = world.share((wanted, find_done(out, wanted) if world.is_first else None))
+        if done is None:
+            done = _train_rest(config, world, wanted, start, as_sets(data), out=out, place=place, quiet=quiet)
+        if world.is_first:
+            remove(join(out, RUN_INDEX))
+            if config.keep_checkpoints == 1:
+                remove_saves(out)
+        world.share(None)  # all return when all is written
+        return done
+
+
+def _train_rest(
+    config: TrainConfig,
+    world: World,
+    wanted: Manifest,
+    start: Start,
+    sets: Sequence[TrainSet],
+    *,
+    out: str,
+    place: torch.device,
+    quiet: bool,
+) -> Manifest:
+    """Train from the last save, or the start, to the end; write the weights and the manifest, and return that."""
+    quiet = quiet or not world.is_first
     opened = open_start(start, config, device=place)
     if config.cut_text:
         check_cut(opened.model, config.model)
     model, crop = opened.model, read_crop(opened.train_transform, config.augment, config.pixels)
-    index = read_sets_once(sets, opened, out=out, architecture=start.architecture, quiet=quiet)
+    index = read_sets_once(sets, opened, out=out, architecture=start.architecture, quiet=quiet, world=world)
     if config.heldout:
         index, _ = split_heldout(index, config.heldout, seed=config.seed)
     never_N = torch.zeros(index.num_rows, dtype=torch.bool)
     scaler = torch.amp.GradScaler(place.type, enabled=config.precision == "fp16")
-    state = RunState(model, build_optimizer(model, config), never_N, never_N.clone(), scaler)
-    for stale in (MANIFEST, RUN_MODEL):
-        remove(join(out, stale))
-    sweep_temporaries(out)
+    state = RunState(model, build_optimizer(model, config), never_N, never_N.clone(), scaler, world=world)
+    if world.is_first:
+        for stale in (MANIFEST, RUN_MODEL):
+            remove(join(out, stale))
+        sweep_temporaries(out)
     load_resume(out, state, identity=wanted.identity)
     metrics = _open_metrics(config, state, index, place, out=out, identity=wanted.identity)
+    spread_towers(config, state)
     with (
         closing(_open_rest(config, state, index, crop, pin=place.type == "cuda")) as batches,
         closing(Saver(out, identity=wanted.identity, keep=config.keep_checkpoints, step=state.step)) as saver,
     ):
         _run_steps(config, state, batches, crop, metrics=metrics, saver=saver, quiet=quiet)
-    save_weights(out, model, architecture=start.architecture)
-    manifest = _finish(wanted, config, state, index)
-    write_manifest(out, manifest)
-    remove(join(out, RUN_INDEX))
-    if config.keep_checkpoints == 1:
-        remove_saves(out)
+    gather_account(state)
+    manifest = world.share(_finish(wanted, config, state, index))
+    if world.is_first:
+        save_weights(out, model, architecture=start.architecture)
+        write_manifest(out, manifest)
     return manifest
 
 
@@ -98,14 +129,14 @@ def _open_metrics(
         step=state.step,
         batch_size=config.batch_size,
         flops=count_flops(state.model, context_length=index.token_UL.shape[1], token_share=share),
-        peak=find_peak(place),
-        reports=open_reports(config.report_to, out, step=state.step, identity=identity),
+        peak=find_peak(place, state.world.size),
+        reports=open_reports(config.report_to if state.world.is_first else (), out, step=state.step, identity=identity),
     )
 
 
 def choose_device(device: str) -> torch.device:
     """Return the device named; `auto` is a GPU if there is one.  There, float32 matmuls use TF32, as open_clip's."""
-    place = torch.device(pick_device(device))
+    place = torch.device(place_rank(pick_device(device)))
     if place.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     return place
@@ -136,7 +167,7 @@ def plan_run(
 def _open_rest(
     config: TrainConfig, state: RunState, index: RowIndex, crop: Crop, *, pin: bool
 ) -> Generator[Batch, None, None]:
-    """Return the batches of every step that is left."""
+    """Return this process's part of the batch of every step that is left."""
     return open_batches(
         index,
         crop=crop,
@@ -146,6 +177,7 @@ def _open_rest(
         steps=range(state.step, config.num_steps),
         num_workers=config.num_workers,
         pin=pin,
+        world=state.world,
     )
 
 
@@ -160,11 +192,12 @@ def _run_steps(
     quiet: bool,
 ) -> None:
     """Take a step per batch, logging and saving as the config says; on SIGTERM save and raise Stopped."""
+    world = state.world
     seen = state.step * config.batch_size
     bar = tqdm(desc="train", unit="sample", total=config.samples, initial=seen, disable=quiet)
     waiting: list[torch.Tensor] = []
     with bar, watch_sigterm() as asked:
-        for batch in take_until(asked, metrics.time_waits(batches)):
+        for batch in take_until(asked, metrics.time_waits(batches), world):
             is_last = state.step + 1 == config.num_steps
             is_logged = is_last or (state.step + 1) % config.log_every_steps == 0
             is_saved = not is_last and (state.step + 1) % config.checkpoint_every_steps == 0
@@ -175,7 +208,7 @@ def _run_steps(
                 _collect_losses(state, waiting, saver)
             if is_logged and config.precision != "fp16" and not math.isfinite(grad_norm):  # type: ignore[arg-type]
                 raise _tell_diverged(f"the gradient became {grad_norm:g} at step {state.step}", state.step, saver)
-            if is_logged:
+            if is_logged and world.is_first:
                 metrics.write(
                     step=state.step,
                     loss=state.losses[-1],
@@ -186,29 +219,34 @@ def _run_steps(
                 bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
             saver.check()
             if is_saved:
-                _save_finite(state, saver)
+                _save_gathered(state, saver)
         if state.step < config.num_steps:
             _collect_losses(state, waiting, saver)
-            _save_finite(state, saver)
+            _save_gathered(state, saver)
             saver.finish()
+            world.share(None)  # until the save is there no process ends, as torchrun would then end the first
             raise Stopped(
                 f"train: stopped by SIGTERM after step {state.step} of {config.num_steps}; the state is saved in "
                 f"{saver.out}. Run the same command again to go on."
             )
     saver.finish()
-    saver.remove_strange()
+    if world.is_first:
+        saver.remove_strange()
 
 
-def _save_finite(state: RunState, saver: Saver) -> None:
-    """Begin a save.  Raises StageError for weights that are not finite."""
+def _save_gathered(state: RunState, saver: Saver) -> None:
+    """Let the first process begin a save of what all have seen.  Raises StageError for weights that are not finite."""
     if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
         raise _tell_diverged(f"a weight became infinite or NaN by step {state.step}", state.step, saver)
-    saver.save(state)
+    gather_account(state)
+    if state.world.is_first:
+        saver.save(state)
 
 
 def _collect_losses(state: RunState, waiting: list[torch.Tensor], saver: Saver) -> None:
     """Fetch the losses since the last fetch.  Raises StageError naming the first step whose loss is not finite."""
-    for loss in torch.stack(waiting).tolist() if waiting else ():
+    losses = (state.world.add(torch.stack(waiting).cpu()) / state.world.size).tolist() if waiting else ()
+    for loss in losses:
         state.losses.append(loss)
         if not math.isfinite(loss):
             step = len(state.losses)

@@ -3,16 +3,18 @@
 In parts: the features of all parts without gradients, the loss of the whole batch and its gradients at the features,
 then each part once more with gradients, from the same random state, so that dropout, drop path and patch dropout are
 the same in both passes.  Memory is that of one part; loss and gradients are those of the whole batch.
-B rows in the batch, C = 3 channels, H and W pixels, L tokens, D embedding dims.
+Of several processes each takes its part of the batch; their gradients are averaged while the backward pass goes on.
+B rows in this process's part of the batch, C = 3 channels, H and W pixels, L tokens, D embedding dims.
 """
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoint import RunState
 from training.config import TrainConfig
@@ -22,6 +24,7 @@ from training.loss import contrastive_loss, sigmoid_loss
 from training.optim import clamp_logit_scale, learning_rate_at, set_learning_rate
 from training.order import step_seed
 from training.text import encode_text
+from training.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,6 +34,7 @@ def take_step(
 ) -> tuple[Tensor, Tensor | None]:
     """Train on one batch; return its loss and, if asked or clipping, the gradient norm, both still on the device.
 
+    Of several processes each returns the loss of its part; the batch's is their mean.
     In fp16 a step whose gradients overflow leaves the weights alone and lowers the loss scale (GradScaler).
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
@@ -64,10 +68,9 @@ def move_batch(batch: Batch, crop: Crop, device: torch.device) -> tuple[Tensor, 
 
 def backward_whole(config: TrainConfig, state: RunState, image_BCHW: Tensor, token_BL: Tensor) -> Tensor:
     """Add a batch's gradients to the parameters; return its loss, detached."""
-    torch.manual_seed(step_seed(config.seed, state.step))
+    torch.manual_seed(part_seed(config, state, 0))
     with _autocast(config, image_BCHW):
-        image_BD, text_BD = _encode(config, state.model, image_BCHW, token_BL)
-        loss = measure_loss(config, state.model, image_BD, text_BD)
+        loss = measure_loss(config, state.world, *_encode_spread(config, state, image_BCHW, token_BL))
     with _still_statistics(state.model):
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
@@ -78,42 +81,87 @@ def backward_in_parts(config: TrainConfig, state: RunState, image_BCHW: Tensor, 
 
     Batch norm normalises each part by itself; its running statistics see each part once.
     """
-    model, seed = state.model, step_seed(config.seed, state.step)
+    model, last = state.model, config.accum_freq - 1
     parts = list(zip(image_BCHW.chunk(config.accum_freq), token_BL.chunk(config.accum_freq), strict=True))
     cached = []
     with torch.no_grad(), _still_statistics(model):
         for number, part in enumerate(parts):
-            torch.manual_seed((seed + number) % 2**63)
+            torch.manual_seed(part_seed(config, state, number))
             with _autocast(config, image_BCHW):
-                cached.append(_encode(config, model, *part))
-    image_BD, text_BD = (torch.cat(features).requires_grad_() for features in zip(*cached, strict=True))
+                cached.append(encode(config, model, *part))
+    image_BD, text_BD = (torch.cat(features).requires_grad_() for features in list(zip(*cached, strict=True))[:2])
+    scalars = [scalar.detach().requires_grad_() for scalar in cached[0][2:]]
     with _autocast(config, image_BCHW):
-        loss = measure_loss(config, model, image_BD, text_BD)
+        loss = measure_loss(config, state.world, image_BD, text_BD, *scalars)
     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     gradients = zip(*(f_BD.grad.chunk(config.accum_freq) for f_BD in (image_BD, text_BD)), strict=True)  # type: ignore[union-attr]
     for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
-        torch.manual_seed((seed + number) % 2**63)
-        with _autocast(config, image_BCHW):
-            features = _encode(config, model, *part)
-        pairs = [(f, g) for f, g in zip(features, gradient, strict=True) if f.requires_grad]  # a locked tower's do not
-        with _still_statistics(model):
-            torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
+        torch.manual_seed(part_seed(config, state, number))
+        is_shared = number == last or state.spread is None
+        with nullcontext() if is_shared else state.spread.no_sync():
+            with _autocast(config, image_BCHW):
+                outputs = _encode_spread(config, state, *part)
+            # the scalars belong to no part: their gradients go with the last
+            given = [*gradient, *(scalar.grad for scalar in scalars)] if number == last else gradient
+            pairs = [(f, g) for f, g in zip(outputs, given, strict=False) if f.requires_grad]  # a locked tower's do not
+            with _still_statistics(model):
+                torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
     return loss.detach()
 
 
-def measure_loss(config: TrainConfig, model: Any, image_BD: Tensor, text_BD: Tensor) -> Tensor:
-    """Return the loss that the config names, a scalar in nats."""
+def part_seed(config: TrainConfig, state: RunState, number: int) -> int:
+    """Return the seed of dropout in a part of a step's batch; parts are counted on from process to process.
+
+    So two processes drop what one does with twice the accum_freq.
+    """
+    return (step_seed(config.seed, state.step) + state.world.rank * config.accum_freq + number) % 2**63
+
+
+def measure_loss(config: TrainConfig, world: World, image_BD: Tensor, text_BD: Tensor, *scalars: Tensor) -> Tensor:
+    """Return the loss that the config names of what `encode` gave, a scalar in nats."""
     if config.loss == "siglip":
-        return sigmoid_loss(image_BD, text_BD, model.logit_scale.exp(), model.logit_bias)
-    return contrastive_loss(image_BD, text_BD, model.logit_scale.exp())
+        return sigmoid_loss(image_BD, text_BD, scalars[0], scalars[1], world)
+    return contrastive_loss(image_BD, text_BD, scalars[0], world)
 
 
-def _encode(config: TrainConfig, model: Any, image_BCHW: Tensor, token_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Return unit-norm features of both, images first, since both draw from one random stream."""
+def encode(config: TrainConfig, model: Any, image_BCHW: Tensor, token_BL: Tensor) -> tuple[Tensor, ...]:
+    """Return unit-norm features of both, the factor of the logits and, for SigLIP, their bias.
+
+    Images come first, since both draw from one random stream.
+    """
     image_BD = model.encode_image(image_BCHW, normalize=True)
-    if config.cut_text:
-        return image_BD, encode_text(model, token_BL)
-    return image_BD, model.encode_text(token_BL, normalize=True)
+    text_BD = encode_text(model, token_BL) if config.cut_text else model.encode_text(token_BL, normalize=True)
+    scale = model.logit_scale.exp()
+    return (image_BD, text_BD, scale, model.logit_bias) if config.loss == "siglip" else (image_BD, text_BD, scale)
+
+
+def _encode_spread(config: TrainConfig, state: RunState, image_BCHW: Tensor, token_BL: Tensor) -> tuple[Tensor, ...]:
+    """Do the same so that a backward pass averages the gradients of all processes."""
+    if state.spread is None:
+        return encode(config, state.model, image_BCHW, token_BL)
+    return state.spread(image_BCHW, token_BL)  # type: ignore[no-any-return]
+
+
+class Towers(torch.nn.Module):
+    """`encode` as a module, since DistributedDataParallel takes one forward."""
+
+    def __init__(self, config: TrainConfig, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.config, self.model = config, model
+
+    def forward(self, image_BCHW: Tensor, token_BL: Tensor) -> tuple[Tensor, ...]:
+        """Return what `encode` does."""
+        return encode(self.config, self.model, image_BCHW, token_BL)
+
+
+def spread_towers(config: TrainConfig, state: RunState) -> None:
+    """Let the state's gradients be averaged over its processes, in which the first's weights are from now on.
+
+    Running statistics of batch norms are those of the first process's parts.
+    """
+    if state.world.size > 1:
+        towers = Towers(config, state.model)
+        state.spread = DistributedDataParallel(towers, gradient_as_bucket_view=True)
 
 
 def _autocast(config: TrainConfig, like: Tensor) -> torch.autocast:

@@ -6,6 +6,10 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+
+from training.world import ALONE, World
+
 T = TypeVar("T")
 
 
@@ -26,13 +30,16 @@ def watch_sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def take_until(asked: threading.Event, items: Iterable[T]) -> Generator[T, None, None]:
-    """Yield items until the event is set; loader processes that the same signal ended are no error then."""
+def take_until(asked: threading.Event, items: Iterable[T], world: World = ALONE) -> Generator[T, None, None]:
+    """Yield items until the event is set; loader processes that the same signal ended are no error then.
+
+    Of several processes all stop after the same item, when any was asked; one whose loader died cannot wait for that.
+    """
     try:
         for item in items:
             yield item
-            if asked.is_set():
+            if world.any(torch.tensor([asked.is_set()])):
                 return
     except RuntimeError:
-        if not asked.is_set():
+        if world.size > 1 or not asked.is_set():
             raise

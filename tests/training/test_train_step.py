@@ -25,6 +25,7 @@ from training.order import step_seed
 from training.run import train
 from training.start import check_trainable, find_start, lock_text, open_start, resize_positions
 from training.step import backward_in_parts, backward_whole, measure_loss, move_batch, take_step
+from training.world import ALONE
 
 CPU = torch.device("cpu")
 ADAN = {"optimizer": "adan", "beta1": 0.98, "beta2": 0.92, "beta3": 0.99}
@@ -83,7 +84,8 @@ def test_in_parts_both_passes_drop_the_same_patches(batches):
         torch.manual_seed(step_seed(config.seed, 0) + number)
         encoded = state.model.encode_image(image, normalize=True), state.model.encode_text(token, normalize=True)
         features.append(encoded)
-    wanted = measure_loss(config, state.model, *(torch.cat(part) for part in zip(*features, strict=True)))
+    image_BD, text_BD = (torch.cat(part) for part in zip(*features, strict=True))
+    wanted = measure_loss(config, ALONE, image_BD, text_BD, state.model.logit_scale.exp())
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
     for gradient, parameter in zip(gradients, state.model.parameters(), strict=True):

@@ -3,10 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-import yaml
-
 from jobs.arguments import job, make_parser
-from jobs.recipes import builtin_recipes
+from jobs.recipes import builtin_files, builtin_recipes
 from pipeline.errors import check_name
 
 EXAMPLE = """  winnow recipes
@@ -19,13 +17,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("recipes", "List the built-in recipes, or print one to copy.", EXAMPLE)
     parser.add_argument("name", nargs="?", help="print this recipe's YAML")
     args = parser.parse_args(argv)
-    recipes = builtin_recipes()
     if args.name:
-        check_name(args.name, recipes, kind="recipe")
-        print(yaml.safe_dump(recipes[args.name], sort_keys=False, allow_unicode=True), end="")
+        files = builtin_files()
+        check_name(args.name, files, kind="recipe")
+        print(files[args.name], end="")
         return
+    recipes = builtin_recipes()
+    width = max(map(len, recipes)) + 2
     for name, values in recipes.items():
-        print(f"{name:22s}{values.get('source', '')}")
+        print(f"{name:{width}s}{values.get('source', '')}")
 
 
 if __name__ == "__main__":

@@ -68,10 +68,15 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
+def builtin_files() -> dict[str, str]:
+    """Return name -> text of every recipe file that winnow ships, comments included."""
+    files = sorted(importlib.resources.files("jobs").joinpath("recipes").iterdir(), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text() for f in files if f.name.endswith(".yaml")}
+
+
 def builtin_recipes() -> dict[str, dict[str, Any]]:
     """Return name -> content of every recipe file that winnow ships."""
-    files = sorted(importlib.resources.files("jobs").joinpath("recipes").iterdir(), key=lambda f: f.name)
-    return {f.name.removesuffix(".yaml"): yaml.safe_load(f.read_text()) for f in files if f.name.endswith(".yaml")}
+    return {name: yaml.safe_load(text) for name, text in builtin_files().items()}
 
 
 def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:

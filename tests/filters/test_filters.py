@@ -272,7 +272,7 @@ def test_identity_follows_the_weights_not_the_path(run_folder: str, tmp_path: Pa
         ({"filter": "image_size", "name": "pool"}, ConfigError, "give another"),
         ({"filter": "clip_score", "model": "winnow-vit-tiny"}, ConfigError, "names no weights"),
         ({"filter": "clip_score", "model": "winnow-vit-tny"}, ConfigError, "did you mean 'winnow-vit-tiny'"),
-        ({"filter": "clip_score", "model": "/no/such/run"}, ModelError, "neither a run directory"),
+        ({"filter": "clip_score", "model": "/no/such/run"}, ModelError, "neither a folder that exists"),
         ({"filter": "clip_score", "model": "winnow-vit-tiny@/no.pt"}, ModelError, "no checkpoint at"),
     ],
 )

@@ -41,13 +41,8 @@ class Ranking:
 
 
 @config
-class SoftCap(Ranking):
-    """Draw rows with repetition; each draw of a row makes its next one less likely.
-
-    Soft Cap Sampling (FLYT, Shechter and Carmon 2025, arXiv:2503.08805, examples.ipynb): z = score / temperature; until
-    n rows are drawn, a batch is drawn without replacement with probabilities softmax(z), and z of its rows falls by
-    alpha.  A row's copies are multiplied by how often it is drawn; one that is never drawn is dropped.
-    """
+class Draws(Ranking):
+    """Draw rows with probabilities that grow with their scores; a row's copies are multiplied by its draws."""
 
     count: int | None = None
     """Number of draws, the copies that come out of rows with one copy each.  Give this or `fraction`."""
@@ -55,20 +50,16 @@ class SoftCap(Ranking):
     """Number of draws as a share, which may exceed 1; of what, `of` says."""
     of: Of = "pool"
     """What `fraction` is a share of: all rows of the pool, or the rows that reached this step and have a score."""
-    alpha: float = 0.15
-    """What a row's z loses with each draw."""
-    batch: int = 100_000
-    """Draws between two looks at z; at most as many as there are rows.  The last batch is cut to the number wanted."""
     temperature: float = 1.0
     """What scores are divided by.  FLYT's scores are logits already, and need none."""
     seed: int = 0
     """Another seed draws other rows."""
 
-    def __post_init__(self) -> None:
-        check_ranking("soft_cap", self)
-        _check_draws(f"soft_cap by {self.label!r}", self.fraction, self.count, self.temperature)
-        if not 0 <= self.alpha < math.inf or self.batch < 1:
-            raise ConfigError(f"soft_cap: alpha {self.alpha} should be 0 or more, and batch {self.batch} 1 or more.")
+    def check(self, kind: str) -> None:
+        """Raise ConfigError for a ranking, an amount or a temperature that cannot be."""
+        check_ranking(kind, self)
+        check_amount(f"{kind} by {self.label!r}", self.fraction, self.count, most=65_535)
+        _check_temperature(f"{kind} by {self.label!r}", self.temperature)
 
     def count_wanted(self, *, num_pool: int, num_input: int) -> int:
         """Return how many draws to make."""
@@ -76,35 +67,40 @@ class SoftCap(Ranking):
 
 
 @config
-class HardCap(Ranking):
+class SoftCap(Draws):
+    """Draw rows with repetition; each draw of a row makes its next one less likely.
+
+    Soft Cap Sampling (FLYT, Shechter and Carmon 2025, arXiv:2503.08805, examples.ipynb): z = score / temperature; until
+    n rows are drawn, a batch is drawn without replacement with probabilities softmax(z), and z of its rows falls by
+    alpha.  A row's copies are multiplied by how often it is drawn; one that is never drawn is dropped.
+    """
+
+    alpha: float = 0.15
+    """What a row's z loses with each draw."""
+    batch: int = 100_000
+    """Draws between two looks at z; at most as many as there are rows.  The last batch is cut to the number wanted."""
+
+    def __post_init__(self) -> None:
+        self.check("soft_cap")
+        if not 0 <= self.alpha < math.inf or self.batch < 1:
+            raise ConfigError(f"soft_cap: alpha {self.alpha} should be 0 or more, and batch {self.batch} 1 or more.")
+
+
+@config
+class HardCap(Draws):
     """Draw rows with replacement, with probabilities softmax(score / temperature), until each row has `cap` copies.
 
     Hard cap sampling (FLYT, as above).  A row's copies are multiplied by how often it is drawn; one that is never drawn
-    is dropped.
+    is dropped.  At most cap x rows are drawn.
     """
 
-    count: int | None = None
-    """Number of draws; cap x rows at most are made.  Give this or `fraction`."""
-    fraction: float | None = None
-    """Number of draws as a share, which may exceed 1; of what, `of` says."""
-    of: Of = "pool"
-    """What `fraction` is a share of: all rows of the pool, or the rows that reached this step and have a score."""
     cap: int = 15
     """Most draws of one row."""
-    temperature: float = 1.0
-    """What scores are divided by."""
-    seed: int = 0
-    """Another seed draws other rows."""
 
     def __post_init__(self) -> None:
-        check_ranking("hard_cap", self)
-        _check_draws(f"hard_cap by {self.label!r}", self.fraction, self.count, self.temperature)
+        self.check("hard_cap")
         if self.cap < 1:
             raise ConfigError(f"hard_cap: cap {self.cap} is less than 1.")
-
-    def count_wanted(self, *, num_pool: int, num_input: int) -> int:
-        """Return how many draws to make."""
-        return count_share(self.count, self.fraction, self.of, num_pool=num_pool, num_input=num_input)
 
 
 @config
@@ -204,11 +200,6 @@ def check_amount(what: str, fraction: float | None, count: int | None, *, most: 
         raise ConfigError(f"{what}: fraction {fraction} is not in [0, {most}].")
     if count is not None and count < 0:
         raise ConfigError(f"{what}: count {count} is negative.")
-
-
-def _check_draws(what: str, fraction: float | None, count: int | None, temperature: float) -> None:
-    check_amount(what, fraction, count, most=65_535)
-    _check_temperature(what, temperature)
 
 
 def _check_temperature(what: str, temperature: float) -> None:

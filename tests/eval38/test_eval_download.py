@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from eval38.download import choose_files, fetch_sets, plan_set, plan_sets, repo_of
-from eval38.hub import Hub, HubFile, Unreachable, find_commit, list_files
+from eval38.download import fetch_sets, plan_set, plan_sets
+from eval38.hub import Hub, Unreachable, find_commit, list_files
 from eval38.rows import hash_files
-from eval38.tasks import TASKS, find_task
+from eval38.tasks import find_task
 from jobs.download_eval import main
 from pipeline.errors import ConfigError, StageError
 
@@ -364,20 +364,6 @@ def test_a_set_that_lacks_a_tar_or_a_table(state: State, hub: Hub, tmp_path: Pat
         plan_set(hub, find_task("misc/winogavil"), str(tmp_path))
     with pytest.raises(ConfigError, match="local folder"):
         plan_set(hub, find_task("mnist"), "s3://bucket/x")
-
-
-def test_parquet_is_preferred_to_a_table() -> None:
-    names = ["a.csv", "b.zip", "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"]
-    found = choose_files(find_task("misc/winogavil"), [HubFile(name, 1, "git", "0" * 40) for name in names])
-    assert list(found) == ["test/test-00000-of-00001.parquet"]
-
-
-def test_repositories_are_datacomps() -> None:
-    repos = {task.key: repo_of(task) for task in TASKS}
-    assert repos["vtab/caltech101"] == "djghosh/wds_vtab-caltech101_test"
-    assert repos["fairness/dollar_street"] == "djghosh/wds_dollar_street_test"
-    assert repos["misc/winogavil"] == "nlphuji/winogavil"
-    assert len(set(repos.values())) == 40
 
 
 def test_a_revision_is_one_part_of_the_address(state: State, hub: Hub) -> None:

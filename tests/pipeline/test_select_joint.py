@@ -71,7 +71,7 @@ def to_joint_table(rows: Sequence[Row]) -> pa.Table:
     return table
 
 
-def compare(
+def assert_as_expected(
     folder: Path, rows: Sequence[Row], steps: Sequence[Step], cuts: Sequence[int] = (), more: int = 0
 ) -> Selection:
     source = make_joint_source(folder / "scores", rows, cuts, len(rows) + more)
@@ -128,7 +128,7 @@ def test_one_rule(tmp_path: Path, rule: Callable[[random.Random], dict[str, Any]
     draw = random.Random(seed)
     rows = make_joint_rows(draw.choice([0, 1, 2, 40, 200]), seed)
     cuts = sorted(draw.randint(0, len(rows)) for _ in range(draw.choice([0, 1, 4])))
-    compare(tmp_path, rows, [Step(name="a", **rule(draw))], cuts, draw.choice([0, 17]))
+    assert_as_expected(tmp_path, rows, [Step(name="a", **rule(draw))], cuts, draw.choice([0, 17]))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -142,7 +142,7 @@ def test_rules_after_rules_and_in_branches(tmp_path: Path, seed: int) -> None:
 
     branches = [[some(), some()], [some()]]
     steps = [some(), Step(name="both", **{draw.choice(["union", "intersect", "add"]): branches}), some()]
-    compare(tmp_path, rows, [*steps, Step(name="not", minus=[some()])], [40, 41, 90])
+    assert_as_expected(tmp_path, rows, [*steps, Step(name="not", minus=[some()])], [40, 41, 90])
 
 
 @pytest.mark.spark

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Files of tests side by side: two on two cores, never more than four, for each may have a Spark of its own.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 export OMP_WAIT_POLICY := PASSIVE
 export NO_ALBUMENTATIONS_UPDATE := 1
 
@@ -11,13 +13,13 @@ demo: $(VENV)/.installed          ## install, then the embedded pool through the
 	$(BIN)/winnow demo --out demo-out
 
 test: $(VENV)/.installed          ## install, then the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(VENV)/.installed         ## what CI runs: lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 bench: $(VENV)/.installed         ## ratios against the peers, printed
 	$(BIN)/python -m tests.bench.score && $(BIN)/python -m tests.bench.selecting && $(BIN)/python -m tests.bench.shards

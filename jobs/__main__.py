@@ -1,5 +1,6 @@
 """`winnow VERB ...` -> the verb's own main."""
 
+import difflib
 import importlib
 import os
 import sys
@@ -18,15 +19,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE + "\n".join(f"  {verb:17s}{summary}" for verb, (_, summary) in VERBS.items()))
         return 0 if words else ConfigError.exit_code
-    verb, rest = (" ".join(words[:2]), words[2:]) if " ".join(words[:2]) in VERBS else (words[0], words[1:])
     try:
-        check_name(verb, VERBS, kind="verb")
+        verb, rest = split_verb(words)
     except ConfigError as error:
         print(f"winnow: {error}", file=sys.stderr)
         return ConfigError.exit_code
     job = importlib.import_module(VERBS[verb][0])
     code: int = job.main(rest)
     return code
+
+
+def split_verb(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the verb, of one word or two, and the words after it; raise ConfigError if there is no such verb."""
+    pair, pairs = " ".join(words[:2]), [verb for verb in VERBS if " " in verb]
+    if pair in pairs:
+        return pair, words[2:]
+    misspelt = words[0] not in VERBS and any(words[0] == known.split()[0] for known in pairs)
+    if misspelt or difflib.get_close_matches(pair, pairs, cutoff=0.9):
+        check_name(pair, pairs, kind="verb")
+    check_name(words[0], VERBS, kind="verb")
+    return words[0], words[1:]
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ def test_no_verb_and_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert "doctor" in capsys.readouterr().out
     assert main(["scor"]) == 2
     assert "did you mean 'score'" in capsys.readouterr().err
+    for words in (["eval", "downlod", "--out", "o"], ["dfn", "clibrate"], ["dfn"]):
+        assert main(words) == 2
+        assert "unknown verb" in (said := capsys.readouterr().err) and f"'{words[0]} " in said
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ weights_only, and the array through an unpickler that knows nothing else.
 import codecs
 import io
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,19 @@ IMAGE_FEATURES = "image_features"
 BLOCK_ROWS = 1 << 14
 MAX_ABS = 1e6
 """Embeddings have unit length, so a number beyond this is damage: its products overflow float32, and faiss aborts."""
+
+DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    LookupError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+)
+"""What torch, zipfile and pickle raise on bytes that torch.save did not write."""
 
 
 def to_matrix(values: pa.Array) -> np.ndarray:
@@ -155,7 +169,7 @@ def _read_torch(url: str, column: str | None) -> Iterator[np.ndarray]:
 def from_torch(url: str, found: Any) -> np.ndarray:
     """Return what read_torch found as an array, bfloat16 as float32.  Raises ConfigError unless it is one."""
     if not hasattr(found, "__array__"):
-        raise ConfigError(f"{url!r} holds a {type(found).__name__}, not a matrix of numbers.")
+        raise ConfigError(f"{url!r} holds a {type(found).__name__}, not a matrix of numbers. Save the matrix as .npy.")
     if hasattr(found, "detach"):  # a tensor, or a network's parameter
         found = found.detach().float() if str(found.dtype) == "torch.bfloat16" else found.detach()
     return np.asarray(found)
@@ -194,7 +208,7 @@ def read_torch(url: str) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about pickle protocol 4, which DataComp's centroids have
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError):
+        except DAMAGE:
             return _read_pickled_array(url, file)
 
 
@@ -204,7 +218,7 @@ def _read_pickled_array(url: str, file: IO[bytes]) -> np.ndarray:
             (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
             array: np.ndarray = _ArrayUnpickler(archive.open(pickled)).load()
             return array
-    except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, EOFError) as error:
+    except DAMAGE as error:
         raise PoolError(
             f"{url} holds neither tensors that load with weights_only nor one numpy array ({error}). "
             "Save the matrix as .npy."

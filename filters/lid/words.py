@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from filters.captions import IS_FASTTEXT_SPACE, find_words, read_bytes
+from filters.captions import IS_FASTTEXT_SPACE, add_up_in_rows, cut_words, find_words, read_bytes
 from filters.lid.model import FastTextModel
 
 END_OF_LINE = b"</s>"
@@ -69,12 +69,12 @@ def embed_captions(sums: WordSums, texts: pa.Array) -> tuple[np.ndarray, np.ndar
     text_B, offsets = read_bytes(texts)
     space_B = IS_FASTTEXT_SPACE[text_B]
     begins_T = find_words(space_B, offsets)
-    tokens = _cut_tokens(text_B, space_B, begins_T).dictionary_encode()
+    tokens = cut_words(text_B, space_B, begins_T).dictionary_encode()
     ids_W = sums.find(tokens.dictionary)
     ids_T = ids_W[tokens.indices.to_numpy(zero_copy_only=False)]
     first_R = np.searchsorted(begins_T, offsets)
     hidden_RD = _add_up(sums.sums_WD, ids_T, first_R[:-1])
-    counts_R = np.diff(np.concatenate([[0], np.cumsum(sums.counts_W[ids_T])])[first_R])
+    counts_R = add_up_in_rows(sums.counts_W[ids_T], first_R)
     if END_OF_LINE in sums.model.words:
         hidden_RD += sums.vectors_VD[sums.model.words[END_OF_LINE]]
         counts_R += 1
@@ -85,14 +85,6 @@ def embed_captions(sums: WordSums, texts: pa.Array) -> tuple[np.ndarray, np.ndar
 def _look_up(rows: dict[bytes, int], words: pa.Array) -> np.ndarray:
     """Return int64 (len(words),), -1 for words that are not there."""
     return np.fromiter(map(rows.get, words.to_pylist(), repeat(-1)), np.int64, len(words))
-
-
-def _cut_tokens(text_B: np.ndarray, space_B: np.ndarray, begins_T: np.ndarray) -> pa.Array:
-    """Return binary (T,): the words, without the white space between them."""
-    seen_B = np.cumsum(~space_B, dtype=np.int32)
-    offsets = np.append(seen_B[begins_T] - 1, seen_B[-1:]) if len(begins_T) else np.zeros(1)
-    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(text_B[~space_B])]
-    return pa.Array.from_buffers(pa.binary(), len(begins_T), buffers)
 
 
 def _add_up(vectors_VD: torch.Tensor, rows: np.ndarray, starts: np.ndarray) -> torch.Tensor:

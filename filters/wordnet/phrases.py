@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -125,26 +125,7 @@ def find_noun(phrases: Phrases, phrase: str) -> bool | None:
     return None if lemma is None else phrases.nouns.senses[NOUN][lemma]
 
 
-def count_names(phrases: Phrases, words: Sequence[Word]) -> int:
-    """Return how many names of ImageNet-21k entities a text has; the longest name from the left takes its words."""
-    found: int = sum(map(IS_NAME, words))
-    end = 0
-    starts = [
-        i
-        for i, (word, after) in enumerate(pairwise(words))
-        if after.stems and word.followers and not word.followers.isdisjoint(after.stems)
-    ]
-    for start in starts:
-        size = find_longest(phrases, words, start) if start >= end else 1
-        if size > 1:
-            end = start + size
-            found += 1 - sum(map(IS_NAME, words[start:end]))
-    return found
-
-
-def find_longest(phrases: Phrases, words: Sequence[Word], start: int) -> int:
-    """Return the number of words of the longest name of several words that starts at a word; 1 where none does."""
-    for size in range(min(phrases.longest[words[start].text], len(words) - start), 1, -1):
-        if find_noun(phrases, " ".join(word.text for word in words[start : start + size])):
-            return size
-    return 1
+def find_longest(phrases: Phrases, words: Sequence[str]) -> int:
+    """Return the number of words of the longest name of several words that a text starts with; 1 where none does."""
+    sizes = range(len(words), 1, -1)
+    return next((size for size in sizes if find_noun(phrases, " ".join(words[:size]))), 1)

@@ -5,7 +5,10 @@ size (blocks of rows times all centroids, nothing done with the scores) and besi
 turn, in one process, by the clock and by the CPU time of its threads, which neighbours disturb less.
 With --fit N: k-means of N rows in one level and in two, seeds 0 and 1: seconds, squared distances, and how the verdicts
 (is a row's cluster a target's?) differ from those of one level and seed 0.  Rows are drawn by chance, or read with
---embeddings URL [--column NAME].  Asserts nothing.
+--embeddings URL [--column NAME].
+With --parts N: of two levels alone, whether the nearest of all centroids is one of a row's own part, where k-means
+looked for it, and how much farther the nearest of the part is; for 100,000 clusters, where one level would take days.
+Asserts nothing.
 """
 
 import argparse
@@ -19,10 +22,11 @@ import numpy as np
 import torch
 
 from pipeline.embeddings import read_embedding_set
-from pipeline.kmeans import FitConfig, fit_centroids
+from pipeline.kmeans import FitConfig, _train, apportion, fit_centroids
 from pipeline.nearest import BLOCK_ROWS, Rule, assign, find_targets, place_centroids
 
 NUM_TARGETS = 500
+SAMPLE_ROWS = 20_000
 RULES: tuple[Rule, ...] = ("dot", "l2")
 
 
@@ -33,16 +37,18 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fit", type=int, default=0, metavar="N", help="measure k-means on N rows instead")
+    parser.add_argument("--parts", type=int, default=0, metavar="N", help="compare parts with the whole on N rows")
     parser.add_argument("--embeddings", metavar="URL")
     parser.add_argument("--column")
     args = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, faiss {faiss.__version__}")
-    if args.fit:
-        rows_ND = draw(args.fit, args.dim)
+    if args.fit or args.parts:
+        rows = args.fit or args.parts
+        rows_ND = draw(rows, args.dim)
         if args.embeddings:
             rows_ND = np.concatenate(list(read_embedding_set(args.embeddings, args.column)))
-            rows_ND = rows_ND[np.random.default_rng(0).permutation(len(rows_ND))[: args.fit]]
-        compare_levels(rows_ND, args.clusters)
+            rows_ND = rows_ND[np.random.default_rng(0).permutation(len(rows_ND))[:rows]]
+        (compare_levels if args.fit else compare_parts)(rows_ND, args.clusters)
     else:
         compare_assignment(draw(args.rows, args.dim), draw(args.clusters, args.dim, seed=1), args.rounds)
 
@@ -116,6 +122,30 @@ def compare_levels(rows_ND: np.ndarray, clusters: int) -> None:
                 f"same verdict {(inside_N == first_N).mean():.2%}",
                 flush=True,
             )
+
+
+def compare_parts(rows_ND: np.ndarray, clusters: int) -> None:
+    """Print how often, of SAMPLE_ROWS rows, the part's nearest centroid is the nearest of all, and the distances."""
+    config = FitConfig(embedding="", clusters=clusters, levels=2)
+    start = time.perf_counter(), time.process_time()
+    centroid_KD = fit_centroids(rows_ND, config).centroid_KD
+    clock, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+    print(f"{len(rows_ND):,} rows of {rows_ND.shape[1]}, {clusters:,} clusters: {clock:.0f} s, {cpu:.0f} s of CPU")
+    coarse = place_centroids(_train(rows_ND, round(clusters**0.5), config, spherical=False).centroid_KD, "l2")
+    part_N = assign(rows_ND, coarse).id_N
+    shares = apportion(np.bincount(part_N, minlength=len(coarse.vector_KD)), clusters)
+    edges = np.concatenate([[0], np.cumsum(shares)])
+    rows = np.sort(np.random.default_rng(0).permutation(len(rows_ND))[:SAMPLE_ROWS])
+    exact = assign(rows_ND[rows], place_centroids(centroid_KD, "l2"))
+    in_part_n = np.searchsorted(edges, exact.id_N, "right") - 1 == part_N[rows]
+    own_n = np.zeros(len(rows), np.float32)
+    for part in np.unique(part_N[rows]):
+        here = part_N[rows] == part
+        own_n[here] = assign(
+            rows_ND[rows][here], place_centroids(centroid_KD[edges[part] : edges[part + 1]], "l2")
+        ).value_N
+    print(f"the nearest of all is of the row's own part for {in_part_n.mean():.2%} of {len(rows):,} rows")
+    print(f"squared distance of the part's nearest: {own_n.mean() / exact.value_N.mean():.4f} of that of all")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ BATCH_ROWS = 4096
 PEER = """
 import json, sys, time, types
 from unittest.mock import MagicMock
+import nltk  # first: what it imports asks torch what it is
 for name in ("fasttext", "gcld3", "torch", "pandas", "fsspec", "tqdm"):  # imported at its head, unused by this rule
     sys.modules[name] = MagicMock()
 work, datacomp, nltk_data = sys.argv[1:]
 sys.path.insert(0, datacomp)
-import nltk
 nltk.data.path[:] = [nltk_data]
 from baselines.apply_filter import does_contain_text_entity, wordnet
 captions, ids = json.load(open(work))

@@ -65,6 +65,7 @@ if __name__ == "__main__":
 class Measured(NamedTuple):
     seconds: float
     peak_mib: float
+    cpu_seconds: float
 
 
 def read_captions(text: str | None) -> pa.Array:
@@ -102,21 +103,24 @@ def make_rows(folder: Path, num_rows: int, text: str | None) -> None:
     write_manifest(str(folder / "scores"), manifest)
 
 
-def measure(command: list[str], cwd: Path | None = None) -> Measured:
-    """Run a command to its end; return wall seconds and the largest sum of PSS over its process tree."""
+def measure(command: list[str], cwd: Path | None = None, every: float = 0.05) -> Measured:
+    """Run a command to its end; return wall seconds, and of its process tree the largest sum of PSS and CPU seconds."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     environment |= {"PYTHONPATH": os.pathsep.join([str(cwd or Path.cwd()), environment.get("PYTHONPATH", "")])}
     start, peak = time.perf_counter(), 0
+    ticks: dict[int, int] = {}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=log)
         while process.poll() is None:
-            peak = max(peak, sum(read_pss_kib(pid) for pid in list_tree(process.pid)))
-            time.sleep(0.05)
+            tree = list_tree(process.pid)
+            peak = max(peak, sum(read_pss_kib(pid) for pid in tree))
+            ticks |= {pid: max(read_ticks(pid), ticks.get(pid, 0)) for pid in tree}
+            time.sleep(every)
         seconds = time.perf_counter() - start
         if process.returncode:
             log.seek(0)
             raise SystemExit(f"{command[:4]} failed:\n{log.read().decode()[-3000:]}")
-    return Measured(seconds, peak / 1024)
+    return Measured(seconds, peak / 1024, sum(ticks.values()) / os.sysconf("SC_CLK_TCK"))
 
 
 def list_tree(root: int) -> list[int]:
@@ -135,6 +139,14 @@ def read_pss_kib(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    except OSError:
+        return 0
+
+
+def read_ticks(pid: int) -> int:
+    """Return a process's own CPU time so far, in ticks of the clock; 0 when it is gone."""
+    try:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
     except OSError:
         return 0
 

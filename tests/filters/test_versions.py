@@ -1,25 +1,28 @@
-"""A filter's version is part of the identity of its scores: code that decides values does not change behind its back.
+"""A version is part of the identity of scores and fits: code that decides values does not change behind its back.
 
-versions.json holds, per kind of filter, its version and a hash of that code.  After a change:
-  values may differ        raise `version` in the filter's build(), then refresh
+versions.json holds, per kind of filter and of fit, its version and a hash of that code.  After a change:
+  values may differ        raise `version` in the filter's build() or the fit's row of FIT_KINDS, then refresh
   values are bit-equal     refresh: `python tests/filters/test_versions.py`
 """
 
 import ast
 import hashlib
+import inspect
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from filters import TABLE
+from jobs.fit_kinds import FIT_KINDS
 
 ROOT = Path(__file__).parent.parent.parent
 NOTED = Path(__file__).parent / "versions.json"
 DECIDES = {
-    "caption_entities": ("filters/wordnet/words.py", "filters/wordnet/phrases.py"),
+    "caption_entities": ("filters/captions.py", "filters/wordnet/words.py", "filters/wordnet/phrases.py"),
     "clip_score": (
         "filters/text_mask.py",
         "pipeline/images.py",
@@ -44,6 +47,14 @@ DECIDES = {
     "norm_sim": ("filters/vectors.py", "pipeline/embeddings.py"),
 }
 """Files that decide values beside the filter's own."""
+_CLUSTERS = ("pipeline/kmeans.py", "pipeline/nearest.py", "pipeline/gather.py", "pipeline/embeddings.py")
+FITS = {
+    "kmeans": _CLUSTERS,
+    "semdedup": ("pipeline/semdedup.py", "pipeline/uid_table.py", *_CLUSTERS),
+    "norm_sim_d": ("pipeline/norm_sim_d.py", "pipeline/uid_table.py", "pipeline/gather.py", "pipeline/embeddings.py"),
+    "probe": ("pipeline/probe.py", "pipeline/gather.py", "pipeline/embeddings.py"),
+}
+"""Kind of fit -> files that decide what it finds, beside its function in jobs/fit_kinds.py."""
 
 
 def bare(node: Any) -> Any:
@@ -73,8 +84,18 @@ def describe(kind: str) -> dict[str, Any]:
     return {"version": find_version(sources[0]), "code": hash_code(sources), "files": list(files)}
 
 
+def describe_fit(kind: str) -> dict[str, Any]:
+    sources = [inspect.getsource(FIT_KINDS[kind].make), *((ROOT / file).read_text() for file in FITS[kind])]
+    files = ["jobs/fit_kinds.py", *FITS[kind]]
+    return {"version": FIT_KINDS[kind].version, "code": hash_code(sources), "files": files}
+
+
+DESCRIBE = {row.kind: partial(describe, row.kind) for row in TABLE}
+DESCRIBE |= {f"fit {kind}": partial(describe_fit, kind) for kind in FIT_KINDS}
+
+
 def judge(kind: str, noted: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """What is to be done about a filter, or None."""
+    """What is to be done about a filter or a kind of fit, or None."""
     refresh = "refresh tests/filters/versions.json: python tests/filters/test_versions.py"
     if found["version"] < noted["version"]:
         return f"version of {kind} fell from {noted['version']} to {found['version']}; versions only rise."
@@ -82,20 +103,20 @@ def judge(kind: str, noted: dict[str, Any], found: dict[str, Any]) -> str | None
         return f"{kind} is now version {found['version']}: {refresh}"
     if found != noted:
         return (
-            f"code that decides the scores of {kind} changed ({', '.join(found['files'])}), and its version is still "
-            f"{noted['version']}. If any value can differ, raise `version` in filters/{kind}.py. Then {refresh}"
+            f"code that decides what {kind} gives changed ({', '.join(found['files'])}), and its version is still "
+            f"{noted['version']}. If any value can differ, raise `version` in {found['files'][0]}. Then {refresh}"
         )
     return None
 
 
-@pytest.mark.parametrize("kind", [row.kind for row in TABLE])
-def test_scores_do_not_change_behind_their_version(kind: str) -> None:
-    todo = judge(kind, json.loads(NOTED.read_text())[kind], describe(kind))
+@pytest.mark.parametrize("kind", list(DESCRIBE))
+def test_values_do_not_change_behind_their_version(kind: str) -> None:
+    todo = judge(kind, json.loads(NOTED.read_text())[kind], DESCRIBE[kind]())
     assert todo is None, todo
 
 
-def test_nothing_is_noted_for_filters_that_are_gone() -> None:
-    assert set(json.loads(NOTED.read_text())) == {row.kind for row in TABLE}
+def test_nothing_is_noted_for_what_is_gone() -> None:
+    assert set(json.loads(NOTED.read_text())) == DESCRIBE.keys()
 
 
 CODE = 'def f(x):\n    """Doc."""\n    return x + 1\nLIMIT = 3\n"""Says what it is."""\n'
@@ -132,4 +153,4 @@ def test_a_change_is_told_with_its_remedy(found: dict[str, Any], word: str) -> N
 
 
 if __name__ == "__main__":
-    NOTED.write_text(json.dumps({row.kind: describe(row.kind) for row in TABLE}, indent=1) + "\n")
+    NOTED.write_text(json.dumps({kind: make() for kind, make in DESCRIBE.items()}, indent=1) + "\n")

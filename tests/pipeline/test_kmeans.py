@@ -138,7 +138,8 @@ def test_a_pickle_that_does_more_is_not_run(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "y.pt", "w") as archive:
         archive.writestr("y/data.pkl", pickle.dumps(Command(tmp_path / "ran")))
     (tmp_path / "z.pt").write_bytes(pickle.dumps(Command(tmp_path / "ran")))
-    for name in ("x.pt", "y.pt", "z.pt"):
+    (tmp_path / "text.pt").write_text("hello")
+    for name in ("x.pt", "y.pt", "z.pt", "text.pt"):
         with pytest.raises(PoolError, match="holds neither"):
             list(read_embedding_set(str(tmp_path / name)))
     assert not (tmp_path / "ran").exists()

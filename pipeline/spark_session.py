@@ -17,12 +17,16 @@ from typing import Any
 from pipeline.code_zip import served_code
 from pipeline.errors import StageError
 from pipeline.java import find_java
+from pipeline.storage import join
 
 LOCAL_DEFAULT = "local[*]"
 LOCAL_FAILURES = 3
 """A task may fail this often on one machine; a cluster has Spark's own spark.task.maxFailures."""
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Variables of the driver that a cluster's Python workers get too: where the storage is, and no secret."""
+
+SPELLED = {"--driver-memory": "spark.driver.memory", "--driver-java-options": "spark.driver.extraJavaOptions"}
+"""Settings that spark-submit has words of their own for."""
 
 
 @contextmanager
@@ -40,7 +44,7 @@ def open_session(master: str | None = None, *, name: str = "winnow") -> Iterator
     _prepare_environment()
     master = _let_tasks_fail(master or _find_master())
     builder = SparkSession.builder.appName(name).master(master)
-    for key, value in _settings(master).items():
+    for key, value in _settings(master, _list_chosen()).items():
         builder = builder.config(key, value)
     is_given = SparkSession.getActiveSession() is not None
     with _quiet_start():
@@ -65,10 +69,30 @@ def _find_master() -> str:
     """Return the master that spark-submit or the environment names, else every core of this machine."""
     if not _is_submitted():
         return os.environ.get("MASTER") or LOCAL_DEFAULT
+    return _read_submitted().get("spark.master", LOCAL_DEFAULT)
+
+
+def _read_submitted() -> dict[str, str]:
     from pyspark import SparkConf, SparkContext
 
     SparkContext._ensure_initialized()  # only then does SparkConf know what spark-submit was told
-    return str(SparkConf().get("spark.master", LOCAL_DEFAULT))
+    return dict(SparkConf().getAll())
+
+
+def _list_chosen() -> set[str]:
+    """Return the names of the settings that the user makes, in spark-defaults.conf or in words for spark-submit."""
+    if _is_submitted():
+        return set(_read_submitted())
+    from pyspark.find_spark_home import _find_spark_home
+
+    words = os.environ.get("PYSPARK_SUBMIT_ARGS", "")
+    named = re.search(r"--properties-file[\s=]+(\S+)", words)
+    folder = os.environ.get("SPARK_CONF_DIR") or join(_find_spark_home(), "conf")
+    file = Path(named[1] if named else join(folder, "spark-defaults.conf"))
+    lines = file.read_text(errors="replace") if file.is_file() else ""
+    chosen = re.findall(r"^\s*(spark\.[\w.]+)", lines, re.MULTILINE)
+    chosen += re.findall(r"(?:--conf|-c)[\s=]+[\"']?(spark\.[\w.]+)", words)
+    return {*chosen, *(name for word, name in SPELLED.items() if word in words)}
 
 
 def _is_submitted() -> bool:
@@ -83,13 +107,12 @@ def lazy_session(master: str | None = None, *, name: str = "winnow") -> Iterator
         yield functools.cache(lambda: stack.enter_context(open_session(master, name=name)))
 
 
-def _settings(master: str) -> dict[str, str]:
-    """Return what winnow needs of Spark; all else is left to spark-defaults.conf and spark-submit."""
+def _settings(master: str, chosen: set[str]) -> dict[str, str]:
+    """Return what winnow asks of Spark; what the user has `chosen` is the user's, but for the time zone."""
     settings = {
         "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
         "spark.python.worker.reuse": "true",
         "spark.ui.showConsoleProgress": "false",
-        "spark.sql.session.timeZone": "UTC",
     }
     settings |= {f"spark.executorEnv.{name}": os.environ[name] for name in FORWARDED if name in os.environ}
     if master.startswith("local"):  # local-cluster included
@@ -102,7 +125,8 @@ def _settings(master: str) -> dict[str, str]:
             "spark.sql.shuffle.partitions": "4",
             "spark.executorEnv.OMP_NUM_THREADS": "1",  # one task per core: no oversubscription
         }
-    return settings
+    mine = {name: value for name, value in settings.items() if name not in chosen}
+    return mine | {"spark.sql.session.timeZone": "UTC"}  # a `where` over times means the same everywhere
 
 
 def _prepare_environment() -> None:

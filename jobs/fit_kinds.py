@@ -56,6 +56,8 @@ class FitKind:
     """Options of the filter that the fit decides."""
     files: Mapping[str, str]
     """Option of the filter -> file of the fit that it names."""
+    version: int
+    """Raised when the same rows may give other files: the fit is then made again (tests/filters/test_versions.py)."""
 
 
 def read_fit(name: str, values: Any) -> AnyFit:
@@ -156,9 +158,25 @@ def _scratch(out: str) -> str | None:
 
 FIT_KINDS: Mapping[str, FitKind] = {
     KMEANS: FitKind(
-        FitConfig, fit_kmeans, "image_cluster", ("embedding", "assign"), {"centroids": CENTROIDS, "targets": TARGETS}
+        config=FitConfig,
+        make=fit_kmeans,
+        filter="image_cluster",
+        options=("embedding", "assign"),
+        files={"centroids": CENTROIDS, "targets": TARGETS},
+        version=1,
     ),
-    "semdedup": FitKind(DedupConfig, fit_semdedup, "semdedup", (), {"table": TABLE}),
-    "norm_sim_d": FitKind(NormSimDConfig, fit_norm_sim_d, "norm_sim_d", (), {"table": TABLE}),
-    "probe": FitKind(ProbeConfig, fit_linear_probe, "probe", ("embedding",), {"weights": PROBE}),
+    "semdedup": FitKind(
+        config=DedupConfig, make=fit_semdedup, filter="semdedup", options=(), files={"table": TABLE}, version=1
+    ),
+    "norm_sim_d": FitKind(
+        config=NormSimDConfig, make=fit_norm_sim_d, filter="norm_sim_d", options=(), files={"table": TABLE}, version=1
+    ),
+    "probe": FitKind(
+        config=ProbeConfig,
+        make=fit_linear_probe,
+        filter="probe",
+        options=("embedding",),
+        files={"weights": PROBE},
+        version=1,
+    ),
 }

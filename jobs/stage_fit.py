@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.fit_kinds import FIT_KINDS, KIND, KMEANS, ROWS, AnyFit, list_embeddings
+from jobs.fit_kinds import FIT_KINDS, KIND, KMEANS, ROWS, TARGET_ROWS, AnyFit, Made, fit_kmeans, list_embeddings
 from jobs.fit_source import Rows, keep_subset, open_pool, open_scores
 from jobs.stage_select import run_select
 from jobs.stages import Start
@@ -24,7 +24,7 @@ from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, find_done, hash_json, read_manifest, write_manifest
 from pipeline.norm_sim_d import NormSimDConfig
 from pipeline.probe import ProbeConfig
-from pipeline.schemas import MANIFEST, POOL
+from pipeline.schemas import CENTROIDS, MANIFEST, POOL
 from pipeline.storage import exists, expand, join, remove, sha256_of_file, sweep_temporaries, write_atomic
 from pipeline.subset import SUBSET_SUFFIX, read_subset
 
@@ -120,11 +120,12 @@ def fit_rows(
         if fresh:
             log.warning("fit: starting over in %s", out)
             remove(join(out, MANIFEST))
+        before = read_manifest(out)
         done = find_done(out, wanted, is_whole=lambda made: _is_whole(out, made))
         if done:
             return done
         sweep_temporaries(out)
-        made = FIT_KINDS[config.kind].make(open_rows, config, out)
+        made = _find_other_targets(before, wanted, config, out) or FIT_KINDS[config.kind].make(open_rows, config, out)
         for name in {name for kind in FIT_KINDS.values() for name in kind.files.values()} - made.files.keys():
             remove(join(out, name))  # that of another fit must not stand beside these
         files = {name: _save(join(out, name), content) for name, content in made.files.items()}
@@ -132,6 +133,20 @@ def fit_rows(
         check_lock()
         write_manifest(out, manifest)
     return manifest
+
+
+def _find_other_targets(before: Manifest | None, wanted: Manifest, config: AnyFit, out: str) -> Made | None:
+    """Return what k-means makes when only its targets are not those of the fit that is there: centroids stay."""
+    if before is None or not isinstance(config, FitConfig) or config.centroids or before.config != wanted.config:
+        return None
+    old, new = ({name: it for name, it in m.parents.items() if name != "targets"} for m in (before, wanted))
+    url, digest = join(out, CENTROIDS), before.facts["files"].get(CENTROIDS)
+    if old != new or not exists(url) or sha256_of_file(url) != digest:
+        return None
+    made = fit_kmeans(lambda: Rows(()), replace(config, centroids=url), out)
+    rows = {name: counts for name, counts in before.counts.items() if name != TARGET_ROWS}
+    facts = {name: before.facts[name] for name in ("mean_squared_distance", "broken")}
+    return Made(made.files, {**rows, **made.counts}, {**facts, **made.facts})
 
 
 def _describe(config: AnyFit, parents: Mapping[str, str]) -> Manifest:
@@ -150,12 +165,14 @@ def _describe(config: AnyFit, parents: Mapping[str, str]) -> Manifest:
 
 def _list_choices(config: AnyFit) -> dict[str, Any]:
     """Return what decides the result beside the inputs."""
+    number = FIT_KINDS[config.kind].version
+    version = {"version": number} if number > 1 else {}  # manifests of version 1 are older than versions
     if isinstance(config, FitConfig) and config.centroids:
-        return {"assign": config.assign}
+        return {"assign": config.assign} | version
     choices = {name: value for name, value in as_mapping(config).items() if name not in PLACES}
     if config.kind == KMEANS:
         del choices[KIND]  # manifests of k-means are older than kinds
-    return choices
+    return choices | version
 
 
 def _is_whole(out: str, made: Manifest) -> bool:

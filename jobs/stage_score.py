@@ -301,6 +301,8 @@ def run_retry(
         units = [Unit(part, tuple(known.get(part.name, ()))) for part in parts]
         shared = _share_gpus(filters, tasks_per_gpu)
         results = run_each(session, work, units, what="retry", tasks_per_gpu=shared, quiet=quiet)
+        broken = {part.name: r["broken"] for part, r in zip(parts, results, strict=True) if r["broken"]}
+        warn_broken("retry", broken)
         counts = {POOL: made.counts[POOL]} | {f.name: _sum_counts(results, f.name) for f in filters}
         sizes = {f.name: _measure(out, f.name, made.facts["parts"]) for f in filters}
         manifest = replace(made, counts=counts, facts={**made.facts, "bytes": sizes})

@@ -1,7 +1,8 @@
 """Arrays of an npz file, rows read by their place: CommonPool's embeddings, gigabytes a file, one key of them wanted.
 
 np.savez stores each array uncompressed in a zip, so a run of rows is a run of bytes.  An array that was compressed is
-unpacked once, into a temporary file.  Nothing is unpickled.
+unpacked once, into a temporary file.  The zip's checksum of an array is compared before its rows are used, but not on
+a remote store, where that would fetch it twice.  Nothing is unpickled.
 """
 
 import errno
@@ -20,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import PoolError, WinnowError
 from pipeline.filesystem import writing
-from pipeline.storage import CHUNK_BYTES, open_file, read_ranges
+from pipeline.storage import CHUNK_BYTES, is_local, open_file, read_ranges
 
 NPY = ".npy"
 LOCAL_HEADER_BYTES = 30
@@ -116,12 +117,17 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
 
 
 def unpack_array(array: NpzArray) -> NpzArray:
-    """Return the array ready to be read often: a compressed one unpacked and checked, any other as it is.
+    """Return the array ready to be read often: checked, and unpacked if it was compressed.
 
-    The temporary file, as large as the array, goes with the returned object.
+    The temporary file, as large as the array, goes with the returned object.  A remote array that was not compressed is
+    not looked at.
     Raises PoolError when the array is damaged, StageError when the temporary folder is full.
     """
-    if array.start is not None or array.unpacked is not None or not array.num_rows:
+    if array.unpacked is not None or not array.num_rows:
+        return array
+    if array.start is not None:
+        if is_local(array.url):
+            _compare_checksum(array)
         return array
     with (
         _opened(array.url) as (_, archive),
@@ -134,6 +140,12 @@ def unpack_array(array: NpzArray) -> NpzArray:
         copy.flush()
         mapped = np.memmap(copy, array.dtype, "r", shape=(array.num_rows, array.dim))
     return replace(array, unpacked=mapped.view(np.ndarray))
+
+
+def _compare_checksum(array: NpzArray) -> None:
+    with _opened(array.url) as (_, archive), archive.open(array.name + NPY) as member:
+        while member.read(CHUNK_BYTES):  # to its end, where zipfile compares
+            pass
 
 
 def read_array_rows(array: NpzArray, rows: np.ndarray) -> np.ndarray:

@@ -41,7 +41,9 @@ from pipeline.worker import score_batches
 
 
 def retry_part(unit: Unit, *, filters: Sequence[Filter], out: str, reason: str) -> dict[str, Any]:
-    """Score the part's rows that failed for `reason` again; return {"counts", "tried", "mended"} as plain JSON.
+    """Score the part's rows that failed for `reason` again; return plain JSON.
+
+    {"counts", "tried", "mended", "broken": why the part's npz cannot be read, or None}.
 
     Raises StageError when the part or a filter is not what the scores were made of.
     """
@@ -53,14 +55,16 @@ def retry_part(unit: Unit, *, filters: Sequence[Filter], out: str, reason: str) 
         )
     failed = read_failures(out, unit.part)
     again = failed.filter(pc.equal(failed[FAILURE_REASON], reason))
-    mended = 0
+    mended, broken = 0, None
     for filter in filters:
         if filter.whole_part:  # what it reads has not changed, and its rows cannot be scored without the others
             continue
         rows = again.filter(pc.equal(again[FAILURE_FILTER], filter.name))[ROW].drop_null().to_pylist()
-        mended += _retry_rows(unit, filter, rows, out, makers) if rows else 0
+        if rows:
+            found, why = _retry_rows(unit, filter, rows, out, makers)
+            mended, broken = mended + found, broken or why
     counts = {f.name: read_metadata(score_url(out, f.name, unit.part))[SCORE_COUNTS] for f in filters}
-    return {"counts": counts, "tried": again.num_rows, "mended": mended}
+    return {"counts": counts, "tried": again.num_rows, "mended": mended, "broken": broken}
 
 
 def _check_same(part: Part, filter: Filter, records: Sequence[FileRecord], out: str) -> None:
@@ -74,11 +78,11 @@ def _check_same(part: Part, filter: Filter, records: Sequence[FileRecord], out: 
 
 def _retry_rows(
     unit: Unit, filter: Filter, rows: Sequence[int], out: str, makers: Mapping[str, Mapping[str, str]]
-) -> int:
-    """Score some rows of a part again, put them in their places, and return how many succeed."""
+) -> tuple[int, str | None]:
+    """Score some rows of a part again in their places; return how many succeed, and why its npz cannot be read."""
     part, images = unit.part, IMAGE in filter.needs
     listed = read_part(part, filter.needs)
-    stored, _ = open_stored(part, listed, [filter], out, makers)
+    stored, broken = open_stored(part, listed, [filter], out, makers)
     batches = add_stored(_read_rows(part, listed, sorted(rows), out, images=images), stored)
     present = [*list_columns(part), *stored]
     failures: list[pa.Table] = []
@@ -95,7 +99,7 @@ def _retry_rows(
     _replace(filter, score_url(out, filter.name, part), places, columns, merged)
     write_failures(out, part, merged)
     num_failed: int = failed.num_rows
-    return len(rows) - num_failed
+    return len(rows) - num_failed, broken
 
 
 def _read_rows(part: Part, listed: PartRows, rows: list[int], out: str, *, images: bool) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""Kill -9 at random instants over score, select and shards, run again, compare every byte with an undisturbed run.
+"""Kill -9 at random instants over fit, score, select and shards, run again, compare all bytes with an undisturbed run.
 
     python tests/faults/kills.py --kills 50 --seed 0
 
@@ -9,7 +9,6 @@ A row of the table is one kind of victim on one kind of Spark:
 """
 
 import argparse
-import itertools
 import os
 import random
 import shutil
@@ -20,13 +19,16 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from made_embeddings import draw  # noqa: E402
 from toy import COLORS, render, toy_row, write_part  # noqa: E402
 
 from pipeline.clip_model import open_model  # noqa: E402
@@ -42,38 +44,56 @@ SCENES = [
 SIGNS = {"worker": ("pyspark.daemon", "pyspark/daemon"), "executor": ("CoarseGrainedExecutorBackend",)}
 NOT_BYTES = {"events.jsonl", "report.html"}
 """Logs of wall times."""
-PARTS, ROWS = 12, 30
+PARTS, ROWS = 6, 30
 TRIES = 4
+HANG_S = 1800
+TURNS = ("fits", "plain", "fits", "plain", "clip")
+"""Which recipe runs, scene after scene."""
 
 
-def make_places(folder: Path) -> list[list[str]]:
-    """Write a pool, a tiny CLIP and two recipes; return their commands without --out and --master.
+def make_commands(folder: Path) -> dict[str, list[str]]:
+    """Write a pool, a tiny CLIP and three recipes; return the commands by recipe, without --out and --master.
 
-    The first scores with the CLIP, whose import takes most of a run's time; the second does not.
+    "clip" scores with the CLIP, whose import takes most of a run's time; "plain" does not; "fits" looks at the pool's
+    embeddings.
     """
     for part in range(PARTS):
         rows = [toy_row(n) for n in range(part * ROWS, (part + 1) * ROWS)]
         images = {row["key"]: render(list(COLORS)[n % 4], n) for n, row in enumerate(rows)}
         write_part(folder / "pool", f"{part:08d}", rows, images | {rows[3]["key"]: b"no image"})
+        np.savez(folder / "pool" / f"{part:08d}.npz", l14_img=draw(ROWS, seed=part))
     torch.manual_seed(0)
     torch.save(open_model("winnow-vit-tiny").model.state_dict(), folder / "clip.pt")
-    clip = {"filter": "clip_score", "name": "clip", "model": f"winnow-vit-tiny@{folder / 'clip.pt'}"}
-    commands = []
-    for entry, column in ((clip, "clip_similarity_score"), ({"filter": "image_size"}, "image_min_side_px")):
-        steps = [
-            {"name": "words", "where": "caption_words > 2"},
-            {"name": "top half", "top": {"by": column, "fraction": 0.5}},
-        ]
-        recipe = {
-            "score": [{"filter": "caption_length"}, entry],
-            "subsets": {"all": [], "best": steps},
-            "shards": {"rows_per_shard": 40},
-        }
-        file = folder / f"{entry['filter']}.yaml"
+    commands = {}
+    for name, recipe in _make_recipes(folder).items():
+        file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(recipe))
         words = ["run", str(file), "--pool", str(folder / "pool"), "--until", "shards"]
-        commands.append([sys.executable, "-m", "jobs", *words])
+        commands[name] = [sys.executable, "-m", "jobs", *words]
     return commands
+
+
+def _make_recipes(folder: Path) -> dict[str, dict[str, Any]]:
+    clip = {"filter": "clip_score", "name": "clip", "model": f"winnow-vit-tiny@{folder / 'clip.pt'}"}
+    fits = {"near": {"kind": "semdedup", "embedding": "l14_img", "clusters": 6, "iterations": 5}}
+    dedup = {"filter": "semdedup", "name": "dedup", "fit": "near"}
+    return {
+        "clip": _make_recipe(clip, "clip_similarity_score"),
+        "plain": _make_recipe({"filter": "image_size"}, "image_min_side_px"),
+        "fits": _make_recipe(dedup, "dedup_distance") | {"fit": fits},
+    }
+
+
+def _make_recipe(entry: dict[str, str], column: str) -> dict[str, Any]:
+    steps = [
+        {"name": "words", "where": "caption_words > 2"},
+        {"name": "top half", "top": {"by": column, "fraction": 0.5}},
+    ]
+    return {
+        "score": [{"filter": "caption_length"}, entry],
+        "subsets": {"all": [], "best": steps},
+        "shards": {"rows_per_shard": 20},
+    }
 
 
 def start(command: list[str], out: Path, master: str) -> subprocess.Popen[bytes]:
@@ -85,8 +105,9 @@ def start(command: list[str], out: Path, master: str) -> subprocess.Popen[bytes]
 
 
 def artifacts(out: Path) -> dict[str, bytes]:
+    """Return every file; the run's own place, which some name, is cut out."""
     files = (p for p in sorted(out.rglob("*")) if p.is_file() and p.name not in NOT_BYTES)
-    return {str(p.relative_to(out)): p.read_bytes() for p in files}
+    return {str(p.relative_to(out)): p.read_bytes().replace(bytes(out), b"OUT") for p in files}
 
 
 def find_victims(driver: int, master: str, kind: str) -> list[int]:
@@ -130,13 +151,22 @@ def finish(command: list[str], out: Path, master: str, process: subprocess.Popen
     """Wait for a run and repeat it until it ends well; return how many more runs that took."""
     for reruns in range(TRIES):
         try:
-            if process.wait(timeout=240) == 0:
+            if process.wait(timeout=HANG_S) == 0:
                 return reruns
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise SystemExit(f"hangs: {out.with_suffix('.log')}") from None
         process = start(command, out, master)
     raise SystemExit(f"does not end well: {out.with_suffix('.log')}")
+
+
+def run_undisturbed(recipe: str, command: list[str], folder: Path, master: str) -> tuple[dict[str, bytes], float]:
+    """Return the files of a run that nothing happened to, and its seconds."""
+    begin, out = time.monotonic(), folder / f"undisturbed-{recipe}-{master.split('[')[0]}"
+    assert finish(command, out, master, start(command, out, master)) == 0
+    seconds = time.monotonic() - begin
+    print(f"undisturbed {recipe} on {master}: {seconds:.1f} s", flush=True)
+    return artifacts(out), seconds
 
 
 def main() -> None:
@@ -148,25 +178,23 @@ def main() -> None:
     tally: dict[tuple[str, str], Counter[str]] = {scene: Counter() for scene in SCENES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        commands = make_places(folder)
-        wanted: dict[int, dict[str, bytes]] = {}
-        seconds: dict[tuple[int, str], float] = {}
-        for which, master in itertools.product(range(len(commands)), dict.fromkeys(master for master, _ in SCENES)):
-            begin, out = time.monotonic(), folder / f"undisturbed-{which}-{master.split('[')[0]}"
-            assert finish(commands[which], out, master, start(commands[which], out, master)) == 0
-            seconds[which, master] = time.monotonic() - begin
-            assert artifacts(out) == wanted.setdefault(which, artifacts(out)), "the masters differ"
-            print(f"undisturbed {which} on {master}: {seconds[which, master]:.1f} s", flush=True)
+        commands = make_commands(folder)
+        wanted: dict[str, dict[str, bytes]] = {}
+        seconds: dict[tuple[str, str], float] = {}
         number = 0
         while sum(t["kills"] for t in tally.values()) < args.kills:
             master, kind = scene = SCENES[number % len(SCENES)]
-            which = int(number // len(SCENES) % 3 > 0)
-            command, number, out = commands[which], number + 1, folder / f"out{number}"
-            at_s = chance.uniform(0, seconds[which, master])
+            recipe = TURNS[number // len(SCENES) % len(TURNS)]
+            number, command = number + 1, commands[recipe]
+            out = folder / f"out{number}"
+            if (recipe, master) not in seconds:
+                undisturbed, seconds[recipe, master] = run_undisturbed(recipe, command, folder, master)
+                assert undisturbed == wanted.setdefault(recipe, undisturbed), "the masters differ"
+            at_s = chance.uniform(0, seconds[recipe, master])
             process = start(command, out, master)
             killed = strike(process, master, kind, at_s, chance)
             reruns = finish(command, out, master, process)
-            same = artifacts(out) == wanted[which]
+            same = artifacts(out) == wanted[recipe]
             seen = {"kills": killed, "ended well at once": killed and reruns == 0, "identical": killed and same}
             tally[scene].update({what: int(yes) for what, yes in seen.items()})
             tally[scene]["runs after the kill"] += reruns if killed else 0

@@ -15,6 +15,7 @@ import yaml
 from made_embeddings import draw, draw_uids, write_metadata
 
 from filters import build_filter
+from jobs.fit_kinds import FIT_KINDS
 from jobs.fit_pool import main as fit
 from jobs.fit_source import Rows
 from jobs.score_pool import main as score
@@ -273,7 +274,7 @@ def test_rows_that_steps_left(tmp_path: Path) -> None:
     assert made.identity == KMEANS_IDENTITY
 
 
-def test_a_rerun_makes_again_what_changed_and_nothing_else(tmp_path: Path) -> None:
+def test_a_rerun_makes_again_what_changed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
 
     def open_rows() -> Rows:
@@ -287,14 +288,21 @@ def test_a_rerun_makes_again_what_changed_and_nothing_else(tmp_path: Path) -> No
 
     fresh = False
     targets = save_targets(tmp_path)
-    assert [go(), go(), go(targets=targets), go(targets=targets)] == [1, 1, 2, 2]
+    assert [go(), go(), go(targets=targets), go(targets=targets)] == [1, 1, 1, 1]  # centroids do not depend on targets
+    anew = FitConfig(embedding="l14_img", clusters=10, iterations=2, targets=targets)
+    whole = fit_rows(lambda: Rows([(UIDS, VECTORS)]), anew, str(tmp_path / "anew"), parents={"pool": "x"})
+    assert read_manifest(str(tmp_path / "out")) == whole
     Path(targets).rename(tmp_path / "moved.pt")
-    assert go(targets=str(tmp_path / "moved.pt")) == 2
-    first = (tmp_path / "out" / "centroids.npy").read_bytes()
+    assert go(targets=str(tmp_path / "moved.pt")) == 1
+    first, ids = ((tmp_path / "out" / f"{name}.npy").read_bytes() for name in ("centroids", "targets"))
     (tmp_path / "out" / "targets.npy").write_bytes(b"cut")
-    assert go(targets=str(tmp_path / "moved.pt")) == 3
-    assert go() == 4 and not (tmp_path / "out" / "targets.npy").exists()
+    assert go(targets=str(tmp_path / "moved.pt")) == 1 and (tmp_path / "out" / "targets.npy").read_bytes() == ids
+    assert go() == 1 and not (tmp_path / "out" / "targets.npy").exists()
+    (tmp_path / "out" / "centroids.npy").write_bytes(b"cut")
+    assert go(targets=str(tmp_path / "moved.pt")) == 2
     assert (tmp_path / "out" / "centroids.npy").read_bytes() == first
-    assert go(seed=1) == 5 and (tmp_path / "out" / "centroids.npy").read_bytes() != first
+    assert go(seed=1) == 3 and (tmp_path / "out" / "centroids.npy").read_bytes() != first
+    monkeypatch.setitem(FIT_KINDS, "kmeans", replace(FIT_KINDS["kmeans"], version=2))
+    assert [go(seed=1), go(seed=1)] == [4, 4]
     fresh = True
-    assert go(seed=1) == 6
+    assert go(seed=1) == 5

@@ -133,11 +133,12 @@ def test_a_compressed_array_is_unpacked_once(tmp_path: Path) -> None:
     assert read_array_rows(none, np.array([], np.int64)).shape == (0, 6)
 
 
-def test_a_wrong_checksum_shows_when_a_compressed_array_is_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("save", "place"), [(np.savez_compressed, 16), (np.savez, 16), (np.savez, -1000)])
+def test_a_wrong_checksum_and_a_flipped_bit_show_before_rows_are_read(tmp_path: Path, save, place: int) -> None:
     url = tmp_path / "a.npz"
-    np.savez_compressed(url, a=np.random.default_rng(0).normal(size=(400, 60)))
+    save(url, a=np.random.default_rng(0).normal(size=(400, 60)))
     raw = bytearray(url.read_bytes())
-    raw[raw.index(b"PK\1\2") + 16] ^= 1
+    raw[raw.index(b"PK\1\2") + place] ^= 1
     url.write_bytes(raw)
     array = list_arrays(str(url))["a"]
     with pytest.raises(PoolError, match="Bad CRC-32"):

@@ -20,6 +20,7 @@ from pipeline.errors import PoolError, StageError
 from pipeline.filesystem import StorageError
 from pipeline.ledger import Unit
 from pipeline.pool import Part, list_parts, read_part
+from pipeline.retry import retry_part
 from pipeline.schemas import IMAGE, TEXT
 from pipeline.score import score_part
 from pipeline.stored import find_array_readers, find_makers, open_scores, open_stored, order_levels, read_stored
@@ -164,16 +165,19 @@ def test_only_the_arrays_that_are_asked_for_are_looked_at(tmp_path: Path) -> Non
     assert next(read_stored(part, ["l14_img"])).num_rows == NUM_ROWS
 
 
-def test_damage_inside_a_compressed_array_costs_only_its_readers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damage_inside_an_array_costs_only_its_readers(tmp_path: Path, save) -> None:
     part, out = make_part(tmp_path), tmp_path / "out"
     npz = Path(part.arrays or "")
-    np.savez_compressed(npz, l14_img=np.random.default_rng(0).normal(size=(NUM_ROWS, 4096)))
+    save(npz, l14_img=np.random.default_rng(0).normal(size=(NUM_ROWS, 4096)))
     raw = bytearray(npz.read_bytes())
     raw[raw.index(b"PK\1\2") + 16] ^= 1  # its checksum
     npz.write_bytes(raw)
     result = score_part(Unit(part), filters=[CHARS, FIRST], out=str(out))
     assert result["counts"]["chars"]["kept"] == NUM_ROWS and "Bad CRC-32" in result["broken"]
     assert result["counts"]["first"]["failed"] == {"missing_column": NUM_ROWS}
+    again = retry_part(Unit(part), filters=[CHARS, FIRST], out=str(out), reason="missing_column")
+    assert again["mended"] == 0 and "Bad CRC-32" in again["broken"]
 
 
 def test_compressed_arrays_stay_open_from_first_batch_to_last(tmp_path: Path) -> None:

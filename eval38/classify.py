@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eval38.embed import Embedder, spell_prompts
+from eval38.embed import Embedder, Seen, spell_prompts
 from eval38.metrics import MIN_CLASSES_FOR_ACC5, Metrics, measure_classification
-from eval38.rows import EvalSet, LostImage, read_images
+from eval38.rows import EvalSet, LostImage
 from eval38.statistics import BEST, LABEL, TOP
 
 RANKED_AT_ONCE = 1024
@@ -75,9 +75,8 @@ def rank_classes(image_ND: Tensor, class_CD: Tensor) -> Ranking:
     return Ranking(torch.cat(top_parts), torch.cat(best_parts))
 
 
-def evaluate(eval_set: EvalSet, model: Embedder) -> Outcome:
+def evaluate(eval_set: EvalSet, seen: Seen[int], model: Embedder) -> Outcome:
     """Return the metrics of a classification set, and DataComp's beside them where it drops a blank class."""
-    seen = model.see_set(read_images(eval_set), eval_set)
     label_N = torch.tensor(seen.truths)
     classes = eval_set.classes
     metrics, per_image = judge(seen.image_ND, model.embed_classes(classes, eval_set.templates), label_N)

@@ -1,5 +1,6 @@
-"""Images and prompts -> unit vectors; reading and decoding run ahead in threads while the model works.
+"""Images and prompts -> unit vectors; reading and decoding run ahead in threads while the models work.
 
+Several encoders can look at the same images, each decoded once.  Several processes share a set's batches (ranks.py).
 Shapes: N images, M prompts, C classes, T templates, D dims; H x W pixels.  Vectors are float32 and unit norm.
 
 Threads only decode, resize and crop (uint8); the model's own scaling to floats is done for a whole batch on the
@@ -10,9 +11,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Generic, TypeVar
+from functools import partial
+from itertools import count, islice
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +26,14 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from tqdm import tqdm
 
 from eval38.config import Precision
-from eval38.features import FeatureCache, Seen, read_features, write_features
-from eval38.rows import PLACEHOLDER, EvalSet, ImageRow, LostImage
+from eval38.ranks import gather, is_own
+from eval38.rows import PLACEHOLDER, ImageRow, LostImage
+from eval38.text import encode_text, order_prompts
 from pipeline.clip_model import OpenedClip
 from pipeline.errors import EvalError, ModelError
 from pipeline.images import UnreadableImage, decode_image
 from pipeline.schemas import REASON_UNREADABLE_IMAGE
+from training.world import ALONE, World
 
 PIECE_IMAGES = 32
 """Images one thread decodes at a time."""
@@ -43,6 +48,17 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class Seen(Generic[T]):
+    """The images of a whole set, after its one pass."""
+
+    image_ND: Tensor
+    """Unit vectors, on the CPU; N is at least 1."""
+    truths: tuple[T, ...]
+    """N long."""
+    lost: tuple[LostImage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageBatch(Generic[T]):
     """Decoded images of consecutive rows, and the rows among them that were lost."""
 
@@ -50,6 +66,17 @@ class ImageBatch(Generic[T]):
     """uint8; empty when all rows were lost."""
     truths: tuple[T, ...]
     """N long: what is known of each image."""
+    lost: tuple[LostImage, ...]
+
+
+class _Part(NamedTuple):
+    """What the encoders made of one batch."""
+
+    number: int
+    """Which batch of the set it is."""
+    vectors: tuple[Tensor | ModelError, ...]
+    """By encoder; () when all rows were lost."""
+    truths: tuple[Any, ...]
     lost: tuple[LostImage, ...]
 
 
@@ -65,20 +92,34 @@ class Encoder:
         image_N3HW = image_NHW3.to(self.device).permute(0, 3, 1, 2).contiguous().float().div(255)
         return self._run(self.opened.model.encode_image, self.scale(image_N3HW))
 
-    def encode_prompts(self, prompts: Sequence[str], *, quiet: bool = False) -> Tensor:
-        """Return unit vectors (M, D) in the order of the prompts, on the CPU."""
-        text_parts = []
-        with tqdm(total=len(prompts), unit="prompt", desc="prompts", disable=quiet) as progress:
-            for start in range(0, len(prompts), PROMPTS_PER_FORWARD):
-                part = list(prompts[start : start + PROMPTS_PER_FORWARD])
-                tokens = self.opened.tokenize(part).to(self.device)
-                text_parts.append(self._run(self.opened.model.encode_text, tokens).cpu())
-                progress.update(len(part))
-        return torch.cat(text_parts)
+    def encode_prompts(self, prompts: Sequence[str], *, quiet: bool = False, world: World = ALONE) -> Tensor:
+        """Return unit vectors (M, D) in the order of the prompts, on the CPU; each process encodes its share.
+
+        Prompts of like length go together, as long as the longest of them (text.py).
+        """
+        token_ML = self.opened.tokenize(list(prompts))
+        order_M = order_prompts(self.opened.model, token_ML)
+        parts = torch.split(order_M, PROMPTS_PER_FORWARD)
+
+        def encode_own() -> dict[int, Tensor]:
+            text_parts = {}
+            with tqdm(
+                total=len(prompts), unit="prompt", desc="prompts", disable=quiet or not world.is_first
+            ) as progress:
+                for number, place_B in enumerate(parts):
+                    if is_own(number, world):
+                        token_BL = token_ML[place_B].to(self.device)
+                        text_parts[number] = self._run(partial(encode_text, self.opened.model), token_BL).cpu()
+                    progress.update(len(place_B))
+            return text_parts
+
+        found = {number: part for share in gather(world, encode_own) for number, part in share.items()}
+        return torch.cat([found[number] for number in range(len(parts))])[order_M.argsort()]
 
     def _run(self, encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         reduced = self.precision == "bf16"
-        with torch.inference_mode(), torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=reduced):
+        autocast = torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=reduced)
+        with torch.inference_mode(), keep_float32(), autocast:
             features = encode(inputs)
         vector_ND = normalize(features.float(), dim=-1)
         if not bool(vector_ND.isfinite().all()):
@@ -87,12 +128,10 @@ class Encoder:
 
 
 class Embedder:
-    """An encoder that reads each prompt once, whichever tasks ask for it, and sees each set in one pass."""
+    """An encoder that reads each prompt once, whichever tasks ask for it."""
 
-    def __init__(
-        self, encoder: Encoder, *, batch_size: int, quiet: bool = False, features: FeatureCache | None = None
-    ) -> None:
-        self.encoder, self.batch_size, self.quiet, self.features = encoder, batch_size, quiet, features
+    def __init__(self, encoder: Encoder, *, quiet: bool = False, world: World = ALONE) -> None:
+        self.encoder, self.quiet, self.world = encoder, quiet, world
         self._places: dict[str, int] = {}
         self._text_MD = torch.empty(0, encoder.opened.embed_dim)
 
@@ -100,8 +139,9 @@ class Embedder:
         """Return unit vectors (M, D) of the prompts, which may repeat, on the CPU; known ones are not encoded again."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._places]
         if new:
+            text_MD = self.encoder.encode_prompts(new, quiet=self.quiet, world=self.world)
             self._places |= {prompt: place for place, prompt in enumerate(new, start=len(self._places))}
-            self._text_MD = torch.cat([self._text_MD, self.encoder.encode_prompts(new, quiet=self.quiet)])
+            self._text_MD = torch.cat([self._text_MD, text_MD])
         return self._text_MD[[self._places[prompt] for prompt in prompts]]
 
     def embed_classes(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -112,39 +152,85 @@ class Embedder:
         text_CTD = self.embed_texts(spell_prompts(classes, templates)).view(len(classes), len(templates), -1)
         return normalize(text_CTD.mean(dim=1), dim=-1)
 
-    def see_set(
-        self, rows: Iterable[ImageRow[T] | LostImage], eval_set: EvalSet, *, total: int | None = None
-    ) -> Seen[T]:
-        """Return what `see` does of a set's rows, from the feature cache where they are there; else keep them there.
 
-        `total`: rows expected, where it is not the set's number of images.
-        """
-        if self.features and (kept := read_features(self.features, eval_set)):
-            return kept
-        task = eval_set.task
-        seen = self.see(rows, name=task.name, total=task.images if total is None else total)
-        if self.features:
-            write_features(self.features, eval_set, seen)
-        return seen
+def see_images(
+    rows: Iterable[ImageRow[T] | LostImage],
+    encoders: Sequence[Encoder],
+    *,
+    batch_size: int,
+    name: str,
+    total: int | None = None,
+    quiet: bool = False,
+    world: World = ALONE,
+) -> list[Seen[T] | ModelError]:
+    """Return what each encoder makes of the rows' images, and the rows that were lost; each image is decoded once.
 
-    def see(self, rows: Iterable[ImageRow[T] | LostImage], *, name: str, total: int | None = None) -> Seen[T]:
-        """Return the vectors of the rows' images with what is known of them, and the rows that were lost.
+    The encoders shape images alike (`geometry`) and are on one device.  One that gives vectors that are not finite has
+    its error instead.  `name` and `total` (rows expected) are for the progress bar and messages.
+    Raises EvalError when not one image can be read.
+    """
+    quiet = quiet or not world.is_first
 
-        `name` and `total` (rows expected) are for the progress bar and messages.
-        Raises EvalError when not one image can be read.
-        """
-        vectors, truths, lost = list[Tensor](), list[T](), list[LostImage]()
-        with tqdm(total=total, unit="image", desc=name, disable=self.quiet) as progress:
-            for batch in decode_batches(rows, self.encoder.geometry, batch_size=self.batch_size):
-                lost += batch.lost
-                truths += batch.truths
-                if batch.truths:
-                    vectors.append(self.encoder.encode_images(batch.image_NHW3).cpu())
-                progress.update(len(batch.truths) + len(batch.lost))
-        if not vectors:
-            why = f"; the first: {lost[0].name}: {lost[0].message}" if lost else ""
-            raise EvalError(f"{name}: none of {len(lost)} images could be read{why}.")
-        return Seen(torch.cat(vectors), tuple(truths), tuple(lost))
+    def see_own() -> list[_Part]:
+        with tqdm(total=total, unit="image", desc=name, disable=quiet) as progress:
+            return list(_encode_batches(rows, encoders, batch_size=batch_size, world=world, advance=progress.update))
+
+    parts = sorted((part for share in gather(world, see_own) for part in share), key=lambda part: part.number)
+    truths = tuple(truth for part in parts for truth in part.truths)
+    lost = tuple(row for part in parts for row in part.lost)
+    if not truths:
+        why = f"; the first: {lost[0].name}: {lost[0].message}" if lost else ""
+        raise EvalError(f"{name}: none of {len(lost)} images could be read{why}.")
+    columns = zip(*(part.vectors for part in parts if part.vectors), strict=True)
+    return [_join_vectors(column, truths, lost) for column in columns]
+
+
+def _join_vectors(
+    found: Sequence[Tensor | ModelError], truths: tuple[T, ...], lost: tuple[LostImage, ...]
+) -> Seen[T] | ModelError:
+    whole = [vectors for vectors in found if isinstance(vectors, Tensor)]
+    error = next((one for one in found if isinstance(one, ModelError)), None)
+    return error or Seen(torch.cat(whole), truths, lost)
+
+
+def _encode_batches(
+    rows: Iterable[ImageRow[Any] | LostImage],
+    encoders: Sequence[Encoder],
+    *,
+    batch_size: int,
+    world: World,
+    advance: Callable[[int], Any],
+) -> Iterator[_Part]:
+    """Yield what the encoders make of this process's batches; one that failed is not asked again."""
+    failed: dict[int, ModelError] = {}
+    batches = decode_batches(rows, encoders[0].geometry, batch_size=batch_size, world=world)
+    for number, batch in zip(count(world.rank, world.size), batches, strict=False):
+        image_NHW3, vectors = batch.image_NHW3.to(encoders[0].device), list[Tensor | ModelError]()
+        for place, encoder in enumerate(encoders if batch.truths else ()):
+            try:
+                vectors.append(failed.get(place) or encoder.encode_images(image_NHW3).cpu())
+            except ModelError as error:
+                failed[place] = error
+                vectors.append(error)
+        yield _Part(number, tuple(vectors), batch.truths, batch.lost)
+        advance(world.size * (len(batch.truths) + len(batch.lost)))
+
+
+@contextmanager
+def keep_float32() -> Iterator[None]:
+    """Keep a GPU from rounding float32 factors to TF32's 10 bits, as torch's convolutions do, and training's products.
+
+    The switches are put back after.
+    """
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 def spell_prompts(classes: Iterable[str], templates: Sequence[str]) -> list[str]:
@@ -164,17 +250,23 @@ def split_transform(transform: Any) -> tuple[Geometry, Callable[[Tensor], Tensor
 
 
 def decode_batches(
-    rows: Iterable[ImageRow[T] | LostImage], geometry: Geometry, *, batch_size: int, num_threads: int | None = None
+    rows: Iterable[ImageRow[T] | LostImage],
+    geometry: Geometry,
+    *,
+    batch_size: int,
+    num_threads: int | None = None,
+    world: World = ALONE,
 ) -> Iterator[ImageBatch[T]]:
-    """Yield the rows in order, decoded in batches of `batch_size` rows; a lost row makes its batch smaller.
+    """Yield this process's batches in order: `batch_size` consecutive rows each; a lost row makes its batch smaller.
 
-    One thread reads and `num_threads` (default: one per core) decode, at most three batches ahead.
+    One thread reads all rows and `num_threads` (default: one per core) decode, at most three batches ahead.
     """
     source = iter(rows)
+    batches = enumerate(iter(lambda: list(islice(source, batch_size)), []))
     with ThreadPoolExecutor(num_threads or count_cores()) as decoders, ThreadPoolExecutor(1) as reader:
 
         def read_batch() -> list[Future[ImageBatch[T]]]:
-            batch = list(islice(source, batch_size))
+            batch = next((batch for number, batch in batches if is_own(number, world)), [])
             pieces = [batch[start : start + PIECE_IMAGES] for start in range(0, len(batch), PIECE_IMAGES)]
             return [decoders.submit(decode_rows, piece, geometry) for piece in pieces]
 

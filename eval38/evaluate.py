@@ -1,23 +1,27 @@
-"""One model x the tasks whose data is there -> eval_results.jsonl and its manifest, resumable by task.
+"""Models x the tasks whose data is there -> for each model eval_results.jsonl and its manifest, resumable by task.
 
 Reads evaluation sets in the hub's layout under one folder; writes each result as soon as it is there, the manifest
-last.  Nothing that is written holds a time, a host or a device.
+last.  Models that shape images alike see a set together, so that its images are read and decoded once.  Nothing that is
+written holds a time, a host or a device.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-from eval38 import classify, fairness, geographic, retrieve, wilds, winogavil
 from eval38.classify import Outcome
 from eval38.config import EvalConfig
-from eval38.embed import Embedder, Encoder
-from eval38.features import FeatureCache, describe_transform
+from eval38.embed import Embedder, Encoder, Seen, see_images
+from eval38.features import FeatureCache, describe_transform, read_features, write_features
 from eval38.intervals import keep_with_outcomes, measure_intervals
 from eval38.outcomes import write_outcomes
+from eval38.plan import BROKEN, EVALUATORS, Plan, plan_tasks
+from eval38.python_model import is_python_model
+from eval38.ranks import ask_first, do_in_all, gather, join_ranks
 from eval38.results import (
     Column,
     ModelIdentity,
@@ -31,54 +35,59 @@ from eval38.results import (
     value_of,
     write_results,
 )
-from eval38.rows import EvalSet, has_data, read_set
+from eval38.rows import EvalSet
 from eval38.summary import summarize
-from eval38.tasks import TASKS, Kind, Task, find_task, folder_of, own_task
+from eval38.tasks import Task
 from pipeline.clip_model import open_model, pick_device
 from pipeline.config import as_mapping
-from pipeline.errors import EvalError, PoolError
+from pipeline.errors import EvalError, ModelError, WinnowError
 from pipeline.manifest import Manifest, hash_json, read_manifest, write_manifest
+from pipeline.schemas import OUTCOMES_FOLDER
 from pipeline.storage import join, sweep_temporaries
+from training.world import World, place_rank
 
 log = logging.getLogger("winnow")
 
-BROKEN = (EvalError, PoolError, OSError)
-"""What a set that contradicts itself, or cannot be read, raises."""
+STAGE = "eval"
+MODELS_AT_ONCE = 8
+"""Models held in memory, and seeing a set together."""
 
 
-class Evaluator(NamedTuple):
-    """How tasks of one kind are evaluated."""
+@dataclass(slots=True)
+class Candidate:
+    """One model's evaluation under way."""
 
-    read_set: Callable[[Task, str], EvalSet]
-    """(task, data folder) -> the set, checked.  Raises EvalError."""
-    list_prompts: Callable[[EvalSet], Iterable[str]]
-    """The prompts that are known before the images are read; all tasks' are encoded together."""
-    evaluate: Callable[[EvalSet, Embedder], Outcome]
-    """Raises EvalError for data that contradict themselves."""
+    model: str
+    out: str
+    identity: ModelIdentity
+    wanted: Mapping[str, Mapping[str, Any]]
+    """Provenance by key of every set."""
+    rows: dict[str, Row]
+    """Lines that hold, by key."""
+    broken: dict[str, str]
+    """By key: why a set cannot be evaluated."""
+    embedder: Embedder | None = None
+    """None while there is nothing to do."""
+    cache: FeatureCache | None = None
+    error: WinnowError | None = None
+    """Why this model cannot be evaluated."""
 
-
-EVALUATORS: dict[Kind, Evaluator] = {
-    "classify": Evaluator(read_set, classify.list_prompts, classify.evaluate),
-    "wilds": Evaluator(read_set, classify.list_prompts, wilds.evaluate),
-    "geographic": Evaluator(read_set, classify.list_prompts, geographic.evaluate),
-    "fairness": Evaluator(fairness.read_faces, fairness.list_prompts, fairness.evaluate),
-    "retrieve": Evaluator(retrieve.read_captioned, lambda _: (), retrieve.evaluate),
-    "winogavil": Evaluator(winogavil.read_game, winogavil.list_prompts, winogavil.evaluate),
-}
+    def lacks(self, key: str) -> bool:
+        """Return whether the set is still to be evaluated."""
+        return self.error is None and key not in self.rows and key not in self.broken
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is there to be evaluated, and what is not."""
+class Setting:
+    """What all models are evaluated with."""
 
-    asked: tuple[Task, ...]
-    """In the task list's order, then own sets."""
-    without_data: tuple[Task, ...]
-    """Tasks of the list whose folder is not there."""
-    sets: Mapping[str, EvalSet]
-    """By key: sets that agree with their table row."""
-    broken: Mapping[str, str]
-    """By key: why a set cannot be evaluated."""
+    config: EvalConfig
+    plan: Plan
+    features: str | None
+    parents: Mapping[str, str]
+    device: str
+    quiet: bool
+    world: World = field(repr=False)
 
 
 def evaluate(
@@ -100,72 +109,189 @@ def evaluate(
     with its message, and the others go on.  `parents` names further artifacts this one comes from.
     Raises EvalError when a named task has no data, or no task could be evaluated; ModelError for the model.
     """
-    plan = plan_tasks(config, data)
-    device = pick_device(device)
-    identity, opened = identify_model(model, device=device)
+    places = {"data": data, "parents": parents, "features": features, "device": device}
+    made = evaluate_models(config, {out: model}, quiet=quiet, **places)[out]  # type: ignore[arg-type]
+    if isinstance(made, WinnowError):
+        raise made
+    return made
+
+
+def evaluate_models(
+    config: EvalConfig,
+    models: Mapping[str, str],
+    *,
+    data: str,
+    parents: Mapping[str, str] | None = None,
+    features: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    at_once: int = MODELS_AT_ONCE,
+) -> dict[str, Manifest | WinnowError]:
+    """Evaluate several models as `evaluate` does one; `models` has the model string of each results folder.
+
+    `at_once` models are in memory at a time, and read and decode a set once together.  One that cannot be evaluated has
+    its error instead of a manifest.  Under torchrun every process calls it, does its share and gets the same answer.
+    Raises EvalError when a named task has no data, ConfigError when processes were started otherwise.
+    """
+    with join_ranks() as world:
+        world.check_same({"models": dict(models), "choices": config, "data": data, "features": features})
+        plan = ask_first(world, lambda: plan_tasks(config, data))
+        setting = Setting(config, plan, features, parents or {}, place_rank(pick_device(device)), quiet, world)
+        done: dict[str, Manifest | WinnowError] = {}
+        outs = list(models)
+        for start in range(0, len(outs), at_once):
+            done |= _evaluate_together(setting, {out: models[out] for out in outs[start : start + at_once]})
+        return done
+
+
+def _evaluate_together(setting: Setting, models: Mapping[str, str]) -> dict[str, Manifest | WinnowError]:
+    done: dict[str, Manifest | WinnowError] = {}
+    candidates = []
+    for out, model in models.items():
+        try:
+            candidates.append(_begin(setting, model, out))
+        except WinnowError as error:
+            done[out] = error
+    for found in setting.plan.sets.values():
+        _evaluate_set(setting, found, [one for one in candidates if one.lacks(found.task.key)])
+    for one in candidates:
+        done[one.out] = _finish(setting, one)
+    return {out: done[out] for out in models}
+
+
+def _begin(setting: Setting, model: str, out: str) -> Candidate:
+    """Return a model with the lines of its results that hold, opened and its prompts read if there is more to do."""
+    config, plan, world = setting.config, setting.plan, setting.world
+    identity, opened = do_in_all(world, lambda: identify_model(model, device=setting.device))
+    if any(other != identity for other in gather(world, lambda: identity)):
+        raise ModelError(f"model {model!r} has other weights in other processes: name a file of weights.")
     wanted = {
         key: build_provenance(key, identity, data_hash=found.data_hash, precision=config.precision)
         for key, found in plan.sets.items()
     }
-    sweep_temporaries(out)
-    rows = keep_with_outcomes(out, select_current(read_results(out), wanted, without=plan.broken))
-    broken = dict(plan.broken)
-    todo = [found for key, found in plan.sets.items() if key not in rows]
+    rows = ask_first(world, lambda: _keep_rows(plan, wanted, out))
+    one = Candidate(model, out, identity, wanted, rows, dict(plan.broken))
+    todo = [found for key, found in plan.sets.items() if one.lacks(key)]
     if todo:
-        encoder = Encoder(opened or open_model(model, device=device), device=device, precision=config.precision)
-        cache = FeatureCache(features, describe_encoder(encoder, identity)) if features else None
-        embedder = Embedder(encoder, batch_size=config.batch_size, quiet=quiet, features=cache)
-        _evaluate_sets(todo, embedder, wanted=wanted, rows=rows, broken=broken, out=out)
-    if rows != read_results(out):
-        write_results(out, rows.values())
-    done = {task.key: rows[task.key] for task in plan.asked if task.key in rows}
-    _check_any_done(plan, done, broken)
+        opened = opened or do_in_all(world, lambda: open_model(model, device=setting.device))
+        encoder = Encoder(opened, device=setting.device, precision=config.precision)
+        one.embedder = Embedder(encoder, quiet=setting.quiet, world=world)
+        one.cache = FeatureCache(setting.features, describe_encoder(encoder, identity)) if setting.features else None
+        one.embedder.embed_texts(
+            [prompt for found in todo for prompt in EVALUATORS[found.task.kind].list_prompts(found)]
+        )
+    return one
+
+
+def _keep_rows(plan: Plan, wanted: Mapping[str, Mapping[str, Any]], out: str) -> dict[str, Row]:
+    before = read_manifest(out)
+    if before and before.stage != STAGE:
+        raise EvalError(f"{out!r} holds the output of {before.stage!r}, which results would overwrite: name another.")
+    for folder in (out, join(out, OUTCOMES_FOLDER)):
+        sweep_temporaries(folder)
+    return keep_with_outcomes(out, select_current(read_results(out), wanted, without=plan.broken))
+
+
+def _evaluate_set(setting: Setting, found: EvalSet, candidates: Sequence[Candidate]) -> None:
+    """Add a line, a message or an error to each candidate, and write the results."""
+    key, told = found.task.key, set()
+    for one, seen in _see_set(setting, found, candidates):
+        assert one.embedder
+        try:
+            if isinstance(seen, Exception):
+                raise seen
+            outcome = EVALUATORS[found.task.kind].evaluate(found, seen, one.embedder)
+        except ModelError as error:
+            one.error = error
+            continue
+        except BROKEN as error:
+            one.broken[key] = str(error)
+            log.error("eval: %s failed: %s", key, error)
+            continue
+        one.rows[key] = record(found.task, outcome, one.wanted[key], one.out if setting.world.is_first else None)
+        if setting.world.is_first:
+            write_results(one.out, one.rows.values())
+        if one.rows[key]["incomplete"]:
+            told.add(describe_incomplete(one.rows[key]))
+    for words in sorted(told):
+        log.warning("eval: %s", words)
+
+
+def _see_set(
+    setting: Setting, found: EvalSet, candidates: Sequence[Candidate]
+) -> list[tuple[Candidate, Seen[Any] | Exception]]:
+    """Return what each model makes of the images, from its feature cache or of one pass with those that shape alike."""
+    seen: list[tuple[Candidate, Seen[Any] | Exception]] = []
+    alike: dict[str, list[Candidate]] = {}
+    for one in candidates:
+        if one.cache and (kept := ask_first(setting.world, partial(read_features, one.cache, found))):
+            seen.append((one, kept))
+        elif one.embedder:
+            alike.setdefault(describe_geometry(one.model, one.embedder.encoder), []).append(one)
+    for group in alike.values():
+        fresh = _see_together(setting, found, [one.embedder.encoder for one in group if one.embedder])
+        for one, made in zip(group, fresh, strict=True):
+            if one.cache and setting.world.is_first and isinstance(made, Seen):
+                write_features(one.cache, found, made)
+            seen.append((one, made))
+    return seen
+
+
+def _see_together(setting: Setting, found: EvalSet, encoders: Sequence[Encoder]) -> Sequence[Seen[Any] | Exception]:
+    task = found.task
+    try:
+        return see_images(
+            EVALUATORS[task.kind].read_rows(found),
+            encoders,
+            batch_size=setting.config.batch_size,
+            name=task.name,
+            total=None if task.kind == "winogavil" else task.images,  # its rows are instances, not images
+            quiet=setting.quiet,
+            world=setting.world,
+        )
+    except BROKEN as error:
+        return [error] * len(encoders)
+
+
+def _finish(setting: Setting, one: Candidate) -> Manifest | WinnowError:
+    """Write the manifest and return it, in every process the first's; or return why there is none."""
+    plan, world = setting.plan, setting.world
+    done = {task.key: one.rows[task.key] for task in plan.asked if task.key in one.rows}
+    if one.error or not done:
+        return one.error or _tell_none_done(plan, one.broken)
+    return ask_first(world, lambda: _write_manifest(setting, one, done))
+
+
+def _write_manifest(setting: Setting, one: Candidate, done: Mapping[str, Row]) -> Manifest:
+    plan = setting.plan
+    if one.rows != read_results(one.out):
+        write_results(one.out, one.rows.values())
     manifest = Manifest(
-        stage="eval",
-        config={**as_mapping(config), "model": identity.name},
+        stage=STAGE,
+        config={**as_mapping(setting.config), "model": one.identity.name},
         parents={
-            **(parents or {}),
-            "model": identity.sha256,
+            **setting.parents,
+            "model": one.identity.sha256,
             "data": hash_json({key: found.data_hash for key, found in plan.sets.items()}),
         },
         counts={key: count_images(row) for key, row in done.items()},
         facts={
-            **summarize(plan.asked, done, broken, without_data=plan.without_data),
-            "intervals": measure_intervals(out, done),
+            **summarize(plan.asked, done, one.broken, without_data=plan.without_data),
+            "intervals": measure_intervals(one.out, done),
         },
     )
-    if read_manifest(out) != manifest:
-        write_manifest(out, manifest)
+    if read_manifest(one.out) != manifest:
+        write_manifest(one.out, manifest)
     return manifest
 
 
-def _evaluate_sets(
-    todo: Sequence[EvalSet],
-    embedder: Embedder,
-    *,
-    wanted: Mapping[str, Mapping[str, Any]],
-    rows: dict[str, Row],
-    broken: dict[str, str],
-    out: str,
-) -> None:
-    """Add a line to `rows` or a message to `broken` for each set, and write the results after each."""
-    embedder.embed_texts([prompt for found in todo for prompt in EVALUATORS[found.task.kind].list_prompts(found)])
-    for found in todo:
-        key = found.task.key
-        try:
-            outcome = EVALUATORS[found.task.kind].evaluate(found, embedder)
-        except BROKEN as error:
-            broken[key] = str(error)
-            log.error("eval: %s failed: %s", key, error)
-            continue
-        rows[key] = record(found.task, outcome, wanted[key], out)
-        write_results(out, rows.values())
-        if rows[key]["incomplete"]:
-            log.warning("eval: %s", describe_incomplete(rows[key]))
+def _tell_none_done(plan: Plan, broken: Mapping[str, str]) -> EvalError:
+    reasons = [f"{task.key}: {broken[task.key]}" for task in plan.asked]
+    return EvalError("no task could be evaluated:\n" + "\n".join(reasons))
 
 
-def record(task: Task, outcome: Outcome, provenance: Mapping[str, Any], out: str) -> Row:
-    """Write what the model made of each image, and return the line of the task."""
+def record(task: Task, outcome: Outcome, provenance: Mapping[str, Any], out: str | None) -> Row:
+    """Write what the model made of each image, if `out` says where, and return the line of the task."""
     row = build_row(task, outcome, provenance)
     columns: dict[Column, Mapping[str, Tensor] | None] = {
         "compat": outcome.per_image,
@@ -176,9 +302,18 @@ def record(task: Task, outcome: Outcome, provenance: Mapping[str, Any], out: str
             out, task, {name: of.numpy() for name, of in images.items()}, value=value_of(row, column), column=column
         )
         for column, images in columns.items()
-        if images is not None
+        if images is not None and out is not None
     }
     return {**row, "outcomes": written} if written else row
+
+
+def describe_geometry(model: str, encoder: Encoder) -> str:
+    """Return what is the same for models that shape images alike; of a model of the user's own only itself is sure."""
+    if is_python_model(model):
+        return model
+    shape: Any = encoder.geometry
+    fills = [getattr(step, "fill", None) for step in shape.transforms]  # CenterCropOrPad's words leave it out
+    return f"{describe_transform(shape)} {fills}"
 
 
 def describe_encoder(encoder: Encoder, identity: ModelIdentity) -> dict[str, str]:
@@ -195,36 +330,3 @@ def describe_incomplete(row: Row) -> str:
     lost = "".join(f", {number} {reason}" for reason, number in row["failed"].items())
     expected = "" if row["images_expected"] is None else f" of {row['images_expected']:,}"
     return f"{row['dataset']} is incomplete: {row['images']:,}{expected} images evaluated{lost}"
-
-
-def plan_tasks(config: EvalConfig, data: str) -> Plan:
-    """Return what the config asks for and what `data` holds, every set checked against its table row.
-
-    Raises EvalError when a named task has no data, or no task is named and none has.
-    """
-    present = {task.key for task in TASKS if has_data(task, data)}
-    named = [find_task(key) for key in config.tasks] or [task for task in TASKS if task.key in present]
-    own = tuple(own_task(name) for name in config.own)
-    for task in (*named, *own):
-        if task.key not in present and not has_data(task, data):
-            raise EvalError(f"task {task.key!r} has no data: there is no folder {join(data, folder_of(task))}.")
-    asked = (*(task for task in TASKS if task in named), *own)
-    if not asked:
-        raise EvalError(
-            f"{data} holds no evaluation set: looked for {folder_of(TASKS[0])} and {len(TASKS) - 1} others."
-        )
-    sets: dict[str, EvalSet] = {}
-    broken: dict[str, str] = {}
-    for task in asked:
-        try:
-            sets[task.key] = EVALUATORS[task.kind].read_set(task, data)
-        except BROKEN as error:
-            broken[task.key] = str(error)
-            log.error("eval: %s failed: %s", task.key, error)
-    return Plan(asked, tuple(task for task in TASKS if task.key not in present), sets, broken)
-
-
-def _check_any_done(plan: Plan, done: Mapping[str, Row], broken: Mapping[str, str]) -> None:
-    if not done:
-        reasons = [f"{task.key}: {broken[task.key]}" for task in plan.asked]
-        raise EvalError("no task could be evaluated:\n" + "\n".join(reasons))

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from eval38.classify import Outcome, rank_classes
-from eval38.embed import Embedder, spell_prompts
-from eval38.metadata import read_tagged_images, take_column
+from eval38.embed import Embedder, Seen, spell_prompts
+from eval38.metadata import Tagged, read_tagged_images, take_column
 from eval38.metrics import Metrics, measure_groups
-from eval38.rows import CLASSES_FILE, TEMPLATES_FILE, EvalSet, read_set
+from eval38.rows import CLASSES_FILE, TEMPLATES_FILE, EvalSet, ImageRow, LostImage, read_set
 from eval38.tasks import Task, folder_of
 from pipeline.errors import EvalError
 
@@ -79,10 +79,13 @@ def list_prompts(eval_set: EvalSet) -> Iterator[str]:
         yield from spell_prompts(classes, templates)
 
 
-def evaluate(eval_set: EvalSet, model: Embedder) -> Outcome:
+def read_rows(eval_set: EvalSet) -> Iterator[ImageRow[Tagged] | LostImage]:
+    """Yield the faces with their metadata."""
+    return read_tagged_images(eval_set, FIELDS, labelled=False)
+
+
+def evaluate(eval_set: EvalSet, seen: Seen[Tagged], model: Embedder) -> Outcome:
     """Return how the classifiers do by race and gender."""
-    rows = read_tagged_images(eval_set, FIELDS, labelled=False)
-    seen = model.see_set(rows, eval_set)
     best = {
         name: rank_classes(seen.image_ND, model.embed_classes(*objective)).best_N
         for name, objective in split_objectives(eval_set).items()

@@ -16,12 +16,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from eval38.embed import Seen
 from eval38.metadata import Tagged
 from eval38.rows import EvalSet, LostImage, hash_files
 from pipeline.errors import StageError
@@ -31,19 +31,7 @@ from pipeline.storage import is_local, join, open_file, read_bytes, sha256_of_fi
 
 log = logging.getLogger("winnow")
 
-T = TypeVar("T")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Seen(Generic[T]):
-    """The images of a whole set, after its one pass."""
-
-    image_ND: Tensor
-    """Unit vectors, on the CPU; N is at least 1."""
-    truths: tuple[T, ...]
-    """N long."""
-    lost: tuple[LostImage, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ Source: mlfoundations/datacomp at 4a8df19, eval_utils/fairness_eval.py.  Dollar 
 among the five nearest, GeoDE by the nearest; the main metric is the worst group's share.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from eval38.classify import Outcome, judge
-from eval38.embed import Embedder
-from eval38.metadata import read_tagged_images, take_column, take_labels
+from eval38.embed import Embedder, Seen
+from eval38.metadata import Tagged, read_tagged_images, take_column, take_labels
 from eval38.metrics import find_hits, measure_groups
-from eval38.rows import EvalSet
+from eval38.rows import EvalSet, ImageRow, LostImage
 from eval38.statistics import BEST, GROUP, TOP
 
 
@@ -33,10 +34,14 @@ RULES = {
 }
 
 
-def evaluate(eval_set: EvalSet, model: Embedder) -> Outcome:
+def read_rows(eval_set: EvalSet) -> Iterator[ImageRow[Tagged] | LostImage]:
+    """Yield the images with label and metadata."""
+    return read_tagged_images(eval_set, RULES[eval_set.task.key].fields)
+
+
+def evaluate(eval_set: EvalSet, seen: Seen[Tagged], model: Embedder) -> Outcome:
     """Return the classification metrics and the shares by group."""
     rule = RULES[eval_set.task.key]
-    seen = model.see_set(read_tagged_images(eval_set, rule.fields), eval_set)
     label_N, class_CD = take_labels(seen.truths), model.embed_classes(eval_set.classes, eval_set.templates)
     metrics, per_image = judge(seen.image_ND, class_CD, label_N)
     right_N = per_image[BEST] == label_N if rule.k == 1 else find_hits(per_image[TOP][:, : rule.k], label_N)

@@ -8,13 +8,13 @@ but looks for that name among numbers, so a region of 4 of the 22,108 images cou
 its size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from eval38.classify import Outcome, judge
-from eval38.embed import Embedder
+from eval38.embed import Embedder, Seen
 from eval38.metadata import Tagged, read_tagged_images, take_column, take_labels
 from eval38.metrics import (
     Metrics,
@@ -23,7 +23,7 @@ from eval38.metrics import (
     measure_groups,
     single,
 )
-from eval38.rows import EvalSet
+from eval38.rows import EvalSet, ImageRow, LostImage
 from eval38.statistics import BEST, GROUP
 
 FIELDS = {
@@ -37,10 +37,14 @@ MAX_OTHER_IMAGES = 4
 """FMoW: a region of no more images than this is Other."""
 
 
-def evaluate(eval_set: EvalSet, model: Embedder) -> Outcome:
+def read_rows(eval_set: EvalSet) -> Iterator[ImageRow[Tagged] | LostImage]:
+    """Yield the images with label and metadata."""
+    return read_tagged_images(eval_set, FIELDS[eval_set.task.key])
+
+
+def evaluate(eval_set: EvalSet, seen: Seen[Tagged], model: Embedder) -> Outcome:
     """Return the classification metrics and those of the task."""
     key, fields = eval_set.task.key, FIELDS[eval_set.task.key]
-    seen = model.see_set(read_tagged_images(eval_set, fields), eval_set)
     label_N, class_CD = take_labels(seen.truths), model.embed_classes(eval_set.classes, eval_set.templates)
     metrics, per_image = judge(seen.image_ND, class_CD, label_N)
     metrics |= MEASURES[key](per_image[BEST], label_N, seen.truths)

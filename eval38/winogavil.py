@@ -27,7 +27,7 @@ from eval38.archives import (
     take_picture,
 )
 from eval38.classify import Outcome
-from eval38.embed import Embedder
+from eval38.embed import Embedder, Seen
 from eval38.metrics import Metrics
 from eval38.rows import EvalSet, ImageRow, LostImage, hash_files
 from eval38.tasks import Task, folder_of
@@ -102,11 +102,9 @@ def list_prompts(eval_set: EvalSet) -> Iterator[str]:
     return (instance.prompt for instance in read_instances(eval_set))
 
 
-def evaluate(eval_set: EvalSet, model: Embedder) -> Outcome:
+def evaluate(eval_set: EvalSet, seen: Seen[str], model: Embedder) -> Outcome:
     """Return the Jaccard scores; an instance with a candidate that cannot be read is lost."""
     instances = list(read_instances(eval_set))
-    names = dict.fromkeys(name for instance in instances for name in instance.candidates)
-    seen = model.see_set(read_candidates(eval_set, list(names)), eval_set, total=len(names))
     places = {name: place for place, name in enumerate(seen.truths)}
     why = {row.name: row.message for row in seen.lost}
     whole = [instance for instance in instances if not why.keys() & set(instance.candidates)]
@@ -123,9 +121,10 @@ def _lose(instance: Instance, why: Mapping[str, str]) -> LostImage:
     return LostImage(instance.place, REASON_MISSING_CANDIDATE, "; ".join(missing))
 
 
-def read_candidates(eval_set: EvalSet, names: Sequence[str]) -> Iterator[ImageRow[str] | LostImage]:
+def read_candidates(eval_set: EvalSet) -> Iterator[ImageRow[str] | LostImage]:
     """Yield each candidate's image once, with its name as truth."""
     if not is_parquet(eval_set.files):
+        names = dict.fromkeys(name for instance in read_instances(eval_set) for name in instance.candidates)
         with open_archive(eval_set.files[1]) as images:
             for name in names:
                 yield images.read(name, name, name)

@@ -69,10 +69,10 @@ def list_metadata(task: Task, labels: Sequence[int]) -> list[list[int]] | None:
     return [[int(value) for value in row] for row in zip(*columns[task.key], strict=True)]
 
 
-def write_tars(folder: Path, rows: Sequence[Members]) -> None:
+def write_tars(folder: Path, rows: Sequence[Members], *, per_tar: int = IMAGES_PER_TAR) -> None:
     """Write test/0.tar, 1.tar, ... and nshards.txt; members are named by extension."""
     (folder / "test").mkdir(parents=True, exist_ok=True)
-    parts = [rows[start : start + IMAGES_PER_TAR] for start in range(0, len(rows), IMAGES_PER_TAR)]
+    parts = [rows[start : start + per_tar] for start in range(0, len(rows), per_tar)]
     (folder / "test" / "nshards.txt").write_text(f"{len(parts)}\n")
     key = 0
     for number, part in enumerate(parts):
@@ -186,7 +186,7 @@ def make_sets_and_model(folder: Path) -> str:
     import torch
 
     from eval38.classify import rank_classes
-    from eval38.embed import Embedder, Encoder
+    from eval38.embed import Embedder, Encoder, see_images
     from eval38.rows import ImageRow
     from pipeline.clip_model import open_model
 
@@ -199,15 +199,17 @@ def make_sets_and_model(folder: Path) -> str:
     torch.save(weights, folder / "tiny.pt")
     model = f"winnow-vit-tiny@{folder / 'tiny.pt'}"
     encoder = Encoder(open_model(model), device="cpu", precision="fp32")
-    embedder = Embedder(encoder, batch_size=NUM_PICTURES, quiet=True)
+    embedder = Embedder(encoder, quiet=True)
     pictures = [ImageRow(str(n), draw_picture(n), n) for n in range(NUM_PICTURES)]
-    image_ND = embedder.see(pictures, name="pictures").image_ND
+    (seen,) = see_images(pictures, [encoder], batch_size=NUM_PICTURES, name="pictures", quiet=True)
     rng = np.random.default_rng(0)
 
     def choose_labels(task: Task) -> list[int]:
         if task.classes is None:
             return [0] * NUM_PICTURES
-        best = rank_classes(image_ND, embedder.embed_classes(list_classes(task), list_templates(task))).best_N.tolist()
+        best = rank_classes(
+            seen.image_ND, embedder.embed_classes(list_classes(task), list_templates(task))
+        ).best_N.tolist()
         labels = [b if rng.random() < 0.6 else int(rng.integers(task.classes)) for b in best]
         other = [(b + 1) % task.classes for b in best] if task.key == "wilds/fmow" else labels
         return labels[: REGIONS.index(5)] + other[REGIONS.index(5) :]

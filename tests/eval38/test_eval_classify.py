@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from eval38.classify import evaluate, judge, list_prompts, rank_classes
-from eval38.embed import Embedder, Encoder
-from eval38.rows import read_images, read_set
+from eval38.embed import Embedder, Encoder, Seen, see_images
+from eval38.rows import EvalSet, read_images, read_set
 from eval38.tasks import find_task, own_task
 from pipeline.clip_model import open_model
 from pipeline.errors import EvalError
@@ -17,13 +17,19 @@ CLEVR = "vtab/clevr_closest_object_distance"
 
 @pytest.fixture(scope="module")
 def model() -> Embedder:
-    return Embedder(Encoder(open_model("winnow-vit-tiny"), device="cpu", precision="fp32"), batch_size=5, quiet=True)
+    return Embedder(Encoder(open_model("winnow-vit-tiny"), device="cpu", precision="fp32"), quiet=True)
+
+
+def _see(found: EvalSet, model: Embedder) -> Seen[int]:
+    (seen,) = see_images(read_images(found), [model.encoder], batch_size=5, name="toy", quiet=True)
+    assert isinstance(seen, Seen)
+    return seen
 
 
 @pytest.mark.parametrize(("shift", "acc1"), [(0, 1.0), (1, 0.0)])
 def test_right_answer_known_by_construction(make_set: MakeSet, model: Embedder, shift: int, acc1: float) -> None:
     """Class vectors are the vectors of the classes' own images, in place or moved on by one class."""
-    seen = model.see(read_images(read_set(own_task("toy"), str(make_set().parent))), name="toy")
+    seen = _see(read_set(own_task("toy"), str(make_set().parent)), model)
     metrics, _ = judge(seen.image_ND, seen.image_ND[:4].roll(-shift, dims=0), torch.tensor(seen.truths))
     assert metrics == {"acc1": acc1, "acc5": None, "mean_per_class_recall": acc1} and len(seen.truths) == 16
 
@@ -48,15 +54,15 @@ def test_a_set_without_one_readable_image(make_set: MakeSet, model: Embedder) ->
         tar.write_bytes(b"")
     found = read_set(own_task("toy"), str(folder.parent))
     with pytest.raises(EvalError, match=r"none of 2 images could be read; the first: 0.tar"):
-        evaluate(found, model)
+        _see(found, model)
 
 
 def test_datacomps_column_drops_the_blank_class(make_set: MakeSet, model: Embedder) -> None:
     """Without the fourth of six names, label 3 means `distant`, 4 `very distant` and 5 nothing."""
     names = "very nearby\nnearby\nnear\n\ndistant\nvery distant\n"
     found = read_set(find_task(CLEVR), str(make_set("vtab-clevr_closest_object_distance", classes=names).parent))
-    outcome = evaluate(found, model)
-    seen = model.see(read_images(found), name="again")
+    seen = _see(found, model)
+    outcome = evaluate(found, seen, model)
     label_N = torch.tensor(seen.truths)
     five = model.embed_classes(["very nearby", "nearby", "near", "distant", "very distant"], found.templates)
     assert outcome.metrics == judge(seen.image_ND, five, label_N).metrics
@@ -73,4 +79,4 @@ def test_a_label_beyond_datacomps_classes_is_wrong() -> None:
 
 def test_ones_own_set_keeps_a_blank_class(make_set: MakeSet, model: Embedder) -> None:
     found = read_set(own_task("toy"), str(make_set(classes="red\n\nblue\nyellow\n").parent))
-    assert evaluate(found, model).corrected is None
+    assert evaluate(found, _see(found, model), model).corrected is None

@@ -1,15 +1,28 @@
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from eval38.embed import Embedder, Encoder, decode_batches, decode_row, spell_prompts, split_transform
+from eval38.embed import (
+    Embedder,
+    Encoder,
+    Seen,
+    decode_batches,
+    decode_row,
+    keep_float32,
+    see_images,
+    spell_prompts,
+    split_transform,
+)
 from eval38.rows import ImageRow, LostImage
 from pipeline.clip_model import open_model
 from pipeline.errors import ModelError
 from pipeline.images import MAX_PIXELS
+
+TF32_SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn)
 
 
 def _encode(image: Image.Image, form: str = "PNG") -> bytes:
@@ -97,7 +110,7 @@ def test_prompts_are_spelled_by_class_and_template() -> None:
 
 
 def test_class_vectors_average_unit_prompts(encoder: Encoder) -> None:
-    model = Embedder(encoder, batch_size=4, quiet=True)
+    model = Embedder(encoder, quiet=True)
     class_CD = model.embed_classes(["cat", "dog"], ["a {c}", "{c}s"])
     text_MD = encoder.encode_prompts(["a cat", "cats", "a dog", "dogs"], quiet=True)
     wanted_CD = torch.nn.functional.normalize(torch.stack([text_MD[:2].mean(0), text_MD[2:].mean(0)]), dim=1)
@@ -105,7 +118,7 @@ def test_class_vectors_average_unit_prompts(encoder: Encoder) -> None:
 
 
 def test_a_prompt_is_read_once(encoder: Encoder) -> None:
-    model = Embedder(encoder, batch_size=4, quiet=True)
+    model = Embedder(encoder, quiet=True)
     first_MD = model.embed_texts(["a", "b", "a"])
     second_MD = model.embed_texts(["c", "b", "a"])
     assert len(model._text_MD) == 3 and model.embed_texts([]).shape == (0, 128)
@@ -116,7 +129,8 @@ def test_a_prompt_is_read_once(encoder: Encoder) -> None:
 def test_a_set_is_seen_in_order_in_one_pass(encoder: Encoder) -> None:
     rows = [ImageRow(str(n), _encode(_noise(n)), f"truth {n}") for n in range(7)]
     lost = LostImage("gone", "missing_image", "why")
-    seen = Embedder(encoder, batch_size=3, quiet=True).see([*rows[:4], lost, *rows[4:]], name="toy")
+    (seen,) = see_images([*rows[:4], lost, *rows[4:]], [encoder], batch_size=3, name="toy", quiet=True)
+    assert isinstance(seen, Seen)
     assert seen.truths == tuple(f"truth {n}" for n in range(7)) and seen.lost == (lost,)
     (batch,) = decode_batches(rows, encoder.geometry, batch_size=7)
     assert torch.allclose(seen.image_ND, encoder.encode_images(batch.image_NHW3), atol=1e-6)
@@ -127,6 +141,9 @@ def test_bf16_is_close(encoder: Encoder) -> None:
     image_NHW3 = torch.from_numpy(np.stack([np.array(_noise(n, width=32, height=32)) for n in range(4)]))
     cosine_N = (reduced.encode_images(image_NHW3) * encoder.encode_images(image_NHW3)).sum(dim=1)
     assert cosine_N.dtype == torch.float32 and bool((cosine_N > 0.999).all())
+    prompts = ["a cat", "a dog", "a photo of many things"]
+    found_MD, wanted_MD = (one.encode_prompts(prompts, quiet=True) for one in (reduced, encoder))
+    assert bool(((found_MD * wanted_MD).sum(dim=1) > 0.999).all()) and not torch.equal(found_MD, wanted_MD)
 
 
 def test_vectors_that_are_not_finite_are_no_result() -> None:
@@ -141,3 +158,27 @@ def test_vectors_that_are_not_finite_are_no_result() -> None:
 def test_foreign_transform_is_refused() -> None:
     with pytest.raises(ModelError, match="does not end in ToTensor"):
         split_transform(lambda image: image)
+
+
+@pytest.fixture(params=[True, False])
+def tf32(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """The switches, on or off; as they were after the test."""
+    before = [switch.allow_tf32 for switch in TF32_SWITCHES]
+    for switch in TF32_SWITCHES:
+        switch.allow_tf32 = request.param
+    yield request.param
+    for switch, allowed in zip(TF32_SWITCHES, before, strict=True):
+        switch.allow_tf32 = allowed
+
+
+def test_a_model_runs_without_tf32_and_the_switches_are_put_back(encoder: Encoder, tf32: bool) -> None:
+    seen: list[bool] = []
+    hook = encoder.opened.model.visual.register_forward_hook(
+        lambda *_: seen.extend(switch.allow_tf32 for switch in TF32_SWITCHES)
+    )
+    encoder.encode_images(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+    hook.remove()
+    assert seen == [False, False] and [switch.allow_tf32 for switch in TF32_SWITCHES] == [tf32, tf32]
+    with pytest.raises(RuntimeError), keep_float32():
+        raise RuntimeError
+    assert [switch.allow_tf32 for switch in TF32_SWITCHES] == [tf32, tf32]

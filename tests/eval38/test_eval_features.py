@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from eval38.features import FeatureCache, Seen, describe_transform, read_features, write_features
+from eval38.embed import Seen
+from eval38.features import FeatureCache, describe_transform, read_features, write_features
 from eval38.metadata import Tagged
 from eval38.rows import EvalSet, LostImage, read_set
 from eval38.tasks import own_task

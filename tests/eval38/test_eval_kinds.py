@@ -26,8 +26,8 @@ from made_evalsets import (
 
 from eval38 import fairness, retrieve, winogavil
 from eval38.classify import Outcome
-from eval38.embed import Embedder, Encoder
-from eval38.evaluate import EVALUATORS
+from eval38.embed import Embedder, Encoder, Seen, see_images
+from eval38.plan import EVALUATORS
 from eval38.rows import ImageRow, LostImage
 from eval38.tasks import Task, find_task, folder_of
 from pipeline.clip_model import open_model
@@ -39,7 +39,7 @@ FMOW, FACES = find_task("wilds/fmow"), find_task("fairness/fairface")
 
 @pytest.fixture(scope="module")
 def model() -> Embedder:
-    return Embedder(Encoder(open_model("winnow-vit-tiny"), device="cpu", precision="fp32"), batch_size=16, quiet=True)
+    return Embedder(Encoder(open_model("winnow-vit-tiny"), device="cpu", precision="fp32"), quiet=True)
 
 
 def _folder(tmp_path: Path, task: Task) -> Path:
@@ -52,7 +52,9 @@ def _evaluate(task: Task, tmp_path: Path, model: Embedder) -> Outcome:
     evaluator = EVALUATORS[task.kind]
     found = evaluator.read_set(task, str(tmp_path))
     list(evaluator.list_prompts(found))
-    return evaluator.evaluate(found, model)
+    (seen,) = see_images(evaluator.read_rows(found), [model.encoder], batch_size=16, name=task.name, quiet=True)
+    assert isinstance(seen, Seen)
+    return evaluator.evaluate(found, seen, model)
 
 
 def _write_fmow(folder: Path, metadata: list[bytes | None]) -> None:
@@ -301,7 +303,7 @@ def test_each_candidate_is_read_once(tmp_path: Path, make: Callable[[Path], None
     make(_folder(tmp_path, GAME))
     found = winogavil.read_game(GAME, str(tmp_path))
     names = [f"thing {n}" for n in range(NUM_PICTURES)]
-    rows = list(winogavil.read_candidates(found, names))
+    rows = list(winogavil.read_candidates(found))
     assert sorted(row.name for row in rows) == sorted(names)
     assert {row.truth: row.content for row in rows if isinstance(row, ImageRow)} == {
         name: draw_picture(n) for n, name in enumerate(names)
@@ -352,7 +354,7 @@ def test_two_images_of_one_name(tmp_path: Path) -> None:
     _write_parquet(folder, [{**game, "candidate_images": [_picture(0), _picture(n)]} for n in (1, 2)])
     found = winogavil.read_game(GAME, str(tmp_path))
     with pytest.raises(EvalError, match="row 1: candidate 'b' has another image"):
-        list(winogavil.read_candidates(found, ["a", "b"]))
+        list(winogavil.read_candidates(found))
     _write_parquet(folder, [{**game, "candidate_images": [_picture(0)]}])
     with pytest.raises(EvalError, match="row 0: 2 candidates, but 1 images"):
-        list(winogavil.read_candidates(found, ["a", "b"]))
+        list(winogavil.read_candidates(found))

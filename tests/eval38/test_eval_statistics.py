@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import numpy as np
@@ -100,6 +101,20 @@ def test_resamples_of_cells_are_resamples_of_images(metric: Metric) -> None:
         slow.append(measure(metric, {name: column[place_N] for name, column in columns.items()}))
     assert value_B.mean() == pytest.approx(np.mean(slow), abs=4 * np.std(slow) / 20)
     assert value_B.std() == pytest.approx(np.std(slow), rel=0.15)
+
+
+@pytest.mark.parametrize("classes", [7, 60])
+def test_f1_of_resamples_is_scikit_learns_of_the_same_images(classes: int) -> None:
+    """A set with so many pairs of classes is drawn image by image; here each image is counted by another library."""
+    of = draw(6, classes=classes, share=0.3)
+    order_N = np.lexsort((of["best"], of["label"]))
+    label, best = of["label"][order_N], of["best"][order_N]
+    generator, wanted = np.random.default_rng([0, int.from_bytes(hashlib.sha256(b"t").digest()[:8], "big")]), []
+    for _ in range(20):
+        place_N = generator.integers(400, size=400, dtype=np.uint32)
+        truth, found = label[place_N], best[place_N]
+        wanted.append(f1_score(truth, found, average="macro", labels=np.unique(truth), zero_division=0))
+    assert bootstrap("F1-macro_all", of, key="t", resamples=20) == pytest.approx(wanted, abs=1e-12)
 
 
 @pytest.mark.parametrize(

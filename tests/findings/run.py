@@ -9,10 +9,7 @@ done, so a stopped run goes on.  Prints the tables of docs/FINDINGS.md and write
 """
 
 import argparse
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +17,6 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eval38.config import EvalConfig
-from eval38.evaluate import evaluate
 from jobs.recipes import Network
 from jobs.stage_fit import run_fit
 from jobs.stage_networks import run_network
@@ -51,12 +46,11 @@ from tests.findings.plan import (
     list_subsets,
 )
 from tests.findings.tables import format_tables
+from tests.findings.work import in_processes, judge, read_accuracy
 from training.captioned import TrainSet
 from training.config import FineTune, SetConfig, TrainConfig
 from training.index import list_tars
 from training.run import train
-
-TASK = "cifar10"
 
 
 class Places(NamedTuple):
@@ -93,7 +87,7 @@ def train_network(name: str, places: Places) -> None:
         run_network(Network(data="clean", train=config, finetune=tuning), data=places.clean, out=out, quiet=True)
     else:
         train(config, data=open_net_sets(net, places), out=out, quiet=True)
-    judge(out, places, f"network-{name}")
+    judge(out, eval_data=places.eval_data, out=place_eval(places, f"network-{name}"))
 
 
 def open_net_sets(net: Net, places: Places) -> list[TrainSet]:
@@ -102,13 +96,9 @@ def open_net_sets(net: Net, places: Places) -> list[TrainSet]:
     return [TrainSet(name, urls[name], None if share == 1 else share) for name, share in net.sets.items()]
 
 
-def judge(model: str, places: Places, name: str) -> float:
-    """Return the zero-shot accuracy of a model on CIFAR-10's test images."""
-    config = EvalConfig(tasks=(TASK,))
-    made = evaluate(
-        config, model=model, data=places.eval_data, out=str(places.out / "eval" / name), device="cpu", quiet=True
-    )
-    return float(made.facts["tasks"][TASK]["value"])
+def place_eval(places: Places, name: str) -> Path:
+    """Return the folder of what a model reached."""
+    return places.out / "eval" / name
 
 
 def train_induced(work: Work, places: Places) -> None:
@@ -117,15 +107,7 @@ def train_induced(work: Work, places: Places) -> None:
     config = TrainConfig(model=MODEL, samples=work.samples, seed=work.seed)
     made = read_manifest(work.data)
     train(config, data=work.data, out=out, parents={"shards": made.identity if made else ""}, quiet=True)
-    judge(out, places, work.run)
-
-
-def in_processes(work: Callable[[Any], None], items: Iterable[Any]) -> None:
-    """Do work(item) for every item, two at a time, each with one thread."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as workers:
-        for number, _ in enumerate(workers.map(work, items), 1):
-            print(f"{number} done", flush=True)
+    judge(out, eval_data=places.eval_data, out=place_eval(places, work.run))
 
 
 def curate(places: Places, subsets: dict[str, Subset]) -> None:
@@ -157,20 +139,13 @@ def fit_later(start: Callable[[], Any], places: Places, entries: list[dict[str, 
     return [entry | files.get(entry["filter"], {}) for entry in LATER]
 
 
-def read_accuracy(places: Places, name: str) -> float:
-    """Return what `judge` found."""
-    made = read_manifest(str(places.out / "eval" / name))
-    assert made
-    return float(made.facts["tasks"][TASK]["value"])
-
-
 def measure(places: Places, subsets: dict[str, Subset], seeds: range) -> dict[str, Any]:
     """Return the accuracies of networks and induced models, and each subset's rows and purity."""
-    own = {name: read_accuracy(places, f"network-{name}") for name in NETS}
+    own = {name: read_accuracy(place_eval(places, f"network-{name}")) for name in NETS}
     rows = {name: _require(places.out / "subsets", f"{name}.json").facts["rows"] for name in subsets}
     induced = {
         name: {
-            samples: [read_accuracy(places, Work(name, "", samples, seed).run) for seed in seeds]
+            samples: [read_accuracy(place_eval(places, Work(name, "", samples, seed).run)) for seed in seeds]
             for samples in subset.samples
         }
         for name, subset in subsets.items()

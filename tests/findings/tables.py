@@ -1,20 +1,11 @@
 """Accuracies -> the tables of docs/FINDINGS.md: mean over seeds and a 95 % interval by Student's t."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.findings.plan import BUDGETS, FRACTIONS, NETS, SAMPLES, Subset, name_fraction
-
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""97.5 % quantile of Student's t with n - 1 degrees of freedom, by n."""
-
-
-def describe(values: Sequence[float]) -> str:
-    """Return `mean +- half of the interval` in per cent."""
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{100 * statistics.mean(values):.1f} ± {100 * half:.1f}"
+from tests.findings.work import describe
 
 
 def format_tables(found: Mapping[str, Any], subsets: Mapping[str, Subset]) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pipeline.errors import ConfigError, WinnowError
 
 Job = Callable[..., int]
+SHARED_VERBS = ("train", "eval")
+"""Verbs whose work several processes share, as torchrun starts them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,7 +23,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """Return a parser whose --help ends with examples."""
+    """Return a parser whose --help ends with examples.
+
+    Raises ConfigError where torchrun started several processes of a verb that is for one.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1" and verb not in SHARED_VERBS:
+        raise ConfigError(
+            f"WORLD_SIZE is {size}, as torchrun sets it, but `winnow {verb}` is for one process: several would write "
+            f"the same files. Start it without torchrun (or unset WORLD_SIZE); only {' and '.join(SHARED_VERBS)} run "
+            "in several processes."
+        )
     return _Parser(
         prog=f"winnow {verb}",
         description=summary,
@@ -33,6 +46,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the words `RECIPE a.b=value ...`, in any order; the recipe is a built-in name or a YAML file."""
     help = "a built-in recipe (see `winnow recipes`) or a YAML file, and overrides such as train.samples=1000"
     parser.add_argument("words", nargs="*", metavar="RECIPE a.b=VALUE", help=help)
+
+
+def add_eval_data(parser: argparse.ArgumentParser) -> None:
+    """Add --eval-data, for verbs that train."""
+    help = "folder of evaluation sets (wds_<task>_test), for train.zeroshot"
+    parser.add_argument("--eval-data", metavar="DIR", help=help)
 
 
 def add_spark(parser: argparse.ArgumentParser) -> None:

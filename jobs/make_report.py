@@ -7,14 +7,15 @@ from jobs.arguments import job, make_parser
 from pipeline.report import write_report
 
 EXAMPLE = """  winnow report out --pool pools/cifar-web
-  winnow report out --pool pool --truth truth.parquet --right-kinds clean,exact_duplicate"""
+  winnow report out --pool pool --truth truth.parquet --right-kinds clean,exact_duplicate
+  winnow report runs/b32"""
 
 
 @job
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write, print where it is."""
     parser = make_parser("report", "Write one self-contained HTML page about a run folder.", EXAMPLE)
-    parser.add_argument("run", help="run folder, as `winnow run --out` made it")
+    parser.add_argument("run", help="run folder, as `winnow run --out` or `winnow train --out` made it")
     parser.add_argument("--pool", help="the pool, for thumbnails")
     parser.add_argument("--truth", help="parquet with uid and kind, to report precision and recall")
     parser.add_argument("--right-kinds", default="", help="kinds of the truth file that are right, with commas")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from eval38.evaluate import evaluate
+from eval38.evaluate import evaluate_models
 from eval38.table import format_comparison
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
 from jobs.recipes import FIT, Recipe, list_ready, load_recipe, place_entry
@@ -20,8 +20,9 @@ from jobs.stage_score import run_score
 from jobs.stage_select import run_select
 from jobs.stage_shards import run_shards
 from jobs.stages import FITS_FOLDER, RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
+from jobs.zeroshot import open_zeroshot
 from pipeline.config import as_mapping
-from pipeline.errors import ConfigError, PoolError, StageError, check_name
+from pipeline.errors import ConfigError, EvalError, PoolError, StageError, WinnowError, check_name
 from pipeline.filesystem import find_place
 from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, read_manifest
@@ -30,6 +31,7 @@ from pipeline.report import write_report
 from pipeline.spark_session import lazy_session
 from pipeline.storage import exists, expand, join, remove, write_bytes
 from pipeline.subset import SUBSET_SUFFIX
+from training.config import TrainConfig
 from training.run import train
 
 FOLDERS = ("networks", FITS_FOLDER, SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER, "runs", "eval")
@@ -60,20 +62,22 @@ def run_recipe(
     """
     if fresh and exists(out) and not exists(join(out, RECIPE)):
         raise StageError(f"{out!r} was not made by `winnow run` (it has no {RECIPE}), so --fresh deletes nothing.")
+    stages = STAGES[: STAGES.index(until) + 1]
     for name, config in recipe.fit.items():
         check_files(name, config)
+    for trained in list_trained(recipe, stages):
+        open_zeroshot(trained, eval_data)
     if fresh:
         _keep_inputs(out, [place for place in (pool, clean, eval_data, *list_places(recipe)) if place])
-    stages = STAGES[: STAGES.index(until) + 1]
     with hold_lock(out, "run"):
         if fresh:
             discard_run(out)
         write_bytes(join(out, RECIPE), (json.dumps(as_mapping(recipe), indent=2) + "\n").encode())
-        train_networks(recipe, pool=pool, clean=clean, out=out)
+        train_networks(recipe, pool=pool, clean=clean, out=out, eval_data=eval_data)
         if "score" in stages:
             curate(recipe, pool=pool, out=out, master=master, stages=stages, tasks_per_gpu=tasks_per_gpu)
         if "train" in stages and recipe.train:
-            train_subsets(recipe, out)
+            train_subsets(recipe, out, eval_data)
         if "eval" in stages and eval_data:
             return evaluate_runs(recipe, eval_data, out)
     if "eval" in stages:
@@ -113,7 +117,13 @@ def discard_run(out: str) -> None:
         remove(join(out, name))
 
 
-def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str) -> None:
+def list_trained(recipe: Recipe, stages: Sequence[str]) -> list[TrainConfig]:
+    """Return the choices of everything that these stages train, the second phases of networks left out."""
+    configs = [network.train for network in recipe.networks.values()]
+    return configs + [recipe.train] if recipe.train and "train" in stages else configs
+
+
+def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str, eval_data: str | None = None) -> None:
     """Train the recipe's filter networks into OUT/networks."""
     for name, network in recipe.networks.items():
         data = pool if network.data == "pool" else clean
@@ -122,7 +132,7 @@ def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str) ->
         parents = {str(network.data): pool_identity(list_parts(data))}
         print(f"winnow: network {name} on {data}", file=sys.stderr)
         with timed(out, "train network", name):
-            run_network(network, data=data, out=join(out, "networks", name), parents=parents)
+            run_network(network, data=data, out=join(out, "networks", name), parents=parents, eval_data=eval_data)
 
 
 def curate(
@@ -175,7 +185,7 @@ def naming_those_that_wait(
         ) from None
 
 
-def train_subsets(recipe: Recipe, out: str) -> None:
+def train_subsets(recipe: Recipe, out: str, eval_data: str | None) -> None:
     """Train one model per subset, each for the same number of samples seen, into OUT/runs."""
     assert recipe.train
     for name in recipe.subsets:
@@ -184,18 +194,26 @@ def train_subsets(recipe: Recipe, out: str) -> None:
         print(f"winnow: train on subset {name}", file=sys.stderr)
         with timed(out, "train", name):
             parents = {"shards": made.identity if made else ""}
-            train(recipe.train, data=shards, out=join(out, "runs", name), parents=parents)
+            measure = open_zeroshot(recipe.train, eval_data)
+            train(recipe.train, data=shards, out=join(out, "runs", name), parents=parents, measure=measure)
 
 
 def evaluate_runs(recipe: Recipe, eval_data: str, out: str) -> dict[str, Manifest]:
-    """Evaluate every trained model and filter network into OUT/eval; return manifests by run name."""
+    """Evaluate every trained model and filter network into OUT/eval; return manifests by run name.
+
+    Raises EvalError when one could not be evaluated, after the others.
+    """
     models = {f"network-{name}": join(out, "networks", name) for name in recipe.networks}
     models |= {name: join(out, "runs", name) for name in recipe.subsets} if recipe.train else {}
-    results = {}
-    for name, model in models.items():
-        with timed(out, "eval", name):
-            results[name] = evaluate(recipe.eval, model=model, data=eval_data, out=join(out, "eval", name))
-    return results
+    if not models:
+        return {}
+    folders = {join(out, "eval", name): model for name, model in models.items()}
+    with timed(out, "eval"):
+        made = dict(zip(models, evaluate_models(recipe.eval, folders, data=eval_data).values(), strict=True))
+        for name, one in made.items():
+            if isinstance(one, WinnowError):
+                raise EvalError(f"{name}: {one}") from one
+    return {name: one for name, one in made.items() if isinstance(one, Manifest)}
 
 
 @job

@@ -18,6 +18,7 @@ from eval38.summary import mean
 from jobs.recipes import Recipe, require_train
 from jobs.run_recipe import run_recipe
 from jobs.stages import SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
+from jobs.zeroshot import open_zeroshot
 from pipeline.errors import ConfigError, EvalError, check_name
 from pipeline.intervals import check_confidence, mean_interval
 from pipeline.lock import hold_lock
@@ -63,7 +64,8 @@ def run_induced(
     for seed in seeds:
         replace(config, seed=seed)  # raises for one that is out of range
     recipe = replace(recipe, subsets={name: recipe.subsets[name] for name in chosen})
-    run_recipe(recipe, pool=pool, out=out, clean=clean, until="shards", **spark)
+    open_zeroshot(config, eval_data)  # raises before anything is made
+    run_recipe(recipe, pool=pool, out=out, clean=clean, eval_data=eval_data, until="shards", **spark)
     with hold_lock(out, "dfn evaluate"):
         made = {name: [train_seed(recipe, name, seed, eval_data, out, device) for seed in seeds] for name in chosen}
         own = evaluate_networks(recipe, eval_data, out, device)
@@ -95,7 +97,8 @@ def train_seed(
     model, cut = join(folder, "run"), read_manifest(shards)
     config, parents = replace(require_train(recipe), seed=seed), {"shards": cut.identity if cut else ""}
     with timed(out, "train induced", f"{name} seed {seed}"):
-        run = train(config, data=shards, out=model, parents=parents, device=device)
+        measure = open_zeroshot(config, eval_data)
+        run = train(config, data=shards, out=model, parents=parents, measure=measure, device=device)
     with timed(out, "eval induced", f"{name} seed {seed}"):
         return run, evaluate(recipe.eval, model=model, data=eval_data, out=join(folder, "eval"), device=device)
 

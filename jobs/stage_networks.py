@@ -15,11 +15,20 @@ from functools import partial
 
 from jobs.network_sets import open_sets
 from jobs.recipes import Network
+from jobs.zeroshot import open_zeroshot
 from pipeline.clip_model import sha256_of_model
 from pipeline.errors import ConfigError
 from pipeline.filesystem import find_place
 from pipeline.manifest import Manifest, find_done, write_manifest
-from pipeline.schemas import FINETUNED_FOLDER, METRICS, PRETRAINED_FOLDER, RUN_MODEL, SWEEP_FOLDER
+from pipeline.schemas import (
+    FINETUNED_FOLDER,
+    METRICS,
+    PRETRAINED_FOLDER,
+    RUN_MODEL,
+    SWEEP_FOLDER,
+    TENSORBOARD_FOLDER,
+    ZEROSHOT,
+)
 from pipeline.storage import join, remove, sweep_temporaries
 from training.captioned import TrainSet, as_sets
 from training.checkpoint import remove_saves
@@ -39,34 +48,37 @@ def run_network(
     data: str,
     out: str,
     parents: Mapping[str, str] | None = None,
+    eval_data: str | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> Manifest:
     """Train a network on the pairs of `data` into the folder `out` and return its manifest; nothing is done twice.
 
-    `parents` identifies `data`.  Raises what training.run.train does, ConfigError and PoolError for fine-tuning sets.
+    `parents` identifies `data`; `eval_data` has the sets of train.zeroshot.
+    Raises what training.run.train does, ConfigError and PoolError for fine-tuning sets, EvalError for those to measure.
     """
+    train_phase = partial(train, device=device, quiet=quiet)
     first = add_augment(network.train, network)
+    begin = partial(
+        train_phase, first, data=data, init=network.init, parents=parents, measure=open_zeroshot(first, eval_data)
+    )
     if network.finetune is None:
-        return train(first, data=data, out=out, init=network.init, parents=parents, device=device, quiet=quiet)
+        return begin(out=out)
     start = find_start(first.model, network.init, out=out)
     second = replace(add_augment(follow(network.train, network.finetune), network), model=start.architecture)
-    sets = open_sets(network.finetune.sets)
+    sets, measure = open_sets(network.finetune.sets), open_zeroshot(second, eval_data)
     if first.heldout:
         _keep_heldout_unseen(data, sets)
     pretrained = plan_run(first, data, weights=sha256_of_model(start.model), parents=parents)
     wanted = _plan_mixture(pretrained, plan_run(second, sets), network.finetune)
     if done := find_done(out, wanted):
         return done
-    for stale in (RUN_MODEL, METRICS, SWEEP_FOLDER):
+    for stale in (RUN_MODEL, METRICS, ZEROSHOT, TENSORBOARD_FOLDER, SWEEP_FOLDER):
         remove(join(out, stale))
     remove_saves(out)
     sweep_temporaries(out)
     before, after = join(out, PRETRAINED_FOLDER), join(out, FINETUNED_FOLDER)
-    runs = [
-        train(first, data=data, out=before, init=network.init, parents=parents, device=device, quiet=quiet),
-        train(second, data=sets, out=after, init=before, device=device, quiet=quiet),
-    ]
+    runs = [begin(out=before), train_phase(second, data=sets, out=after, init=before, measure=measure)]
     mix = partial(write_ensemble, before=before, after=after, architecture=start.architecture)
     shares = network.finetune.sweep or [network.finetune.ensemble]
     folders = [join(out, SWEEP_FOLDER, f"{share:g}") for share in shares] if network.finetune.sweep else [out]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jobs.arguments import add_recipe, job, make_parser, split_words
+from jobs.arguments import add_eval_data, add_recipe, job, make_parser, split_words
 from jobs.recipes import Network, load_recipe
 from jobs.stage_networks import format_sweep, run_network
 from pipeline.errors import ConfigError, check_name
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="network folder")
     parser.add_argument("--network", default="dfn", help="which of the recipe's networks (default: dfn)")
     parser.add_argument("--sweep", metavar="A,B,...", help="shares of the fine-tuned weights, a checkpoint for each")
+    add_eval_data(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = parser.parse_args(argv)
     recipe = load_recipe(*split_words(args.words))
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = recipe.networks[args.network]
     if args.sweep:
         network = add_sweep(network, args.sweep)
-    manifest = run_network(network, data=args.clean, out=args.out, device=args.device)
+    manifest = run_network(network, data=args.clean, out=args.out, eval_data=args.eval_data, device=args.device)
     if table := format_sweep(manifest):
         print(table)
     if network.finetune:

@@ -24,7 +24,7 @@ The map, in the order data flows:
     hub_files.py      files of a hub model on this machine: what they are called, whose they are
     released.py       released networks by hub id, with their licences
     timm_towers.py    timm:NAME -> a CLIP with that backbone as image tower
-    tiny_vitamin.py   the timm entry of winnow-vitamin-tiny
+    tiny_vitamin.py   the timm entries of winnow-vitamin-*
     tokens.py         captions -> token ids, as open_clip's tokenizer gives them
 
     contract.py       what a filter promises

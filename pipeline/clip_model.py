@@ -44,6 +44,8 @@ FOLDER_PREFIX = "local-dir:"
 """open_clip's word for a folder with a hub model's config."""
 QUICK_GELU = "-quickgelu"
 """Ends the names of architectures whose activation is QuickGELU."""
+BIAS = "logit_bias"
+"""The weight that SigLIP's loss adds."""
 MISFITS = ("size mismatch", "Missing key", "Unexpected key", "pos_embed width changed")
 """What torch and open_clip say of a checkpoint that belongs to another architecture."""
 
@@ -259,12 +261,27 @@ def open_model(model: str, *, device: "str | torch.device" = "cpu", **settings: 
     try:
         with warnings.catch_warnings(), _QuietLogging():
             warnings.simplefilter("ignore")
-            module, train_transform, eval_transform = _create(source, device, dict(source.settings) | settings)
+            told = _find_bias(source) | dict(source.settings) | settings
+            module, train_transform, eval_transform = _create(source, device, told)
             tokenize = speed_up(open_clip.get_tokenizer(source.architecture))
     except Exception as error:
         raise ModelError(_why_not_opened(model, source, error)) from error
     module.eval()
     return OpenedClip(module, train_transform, eval_transform, tokenize, _measure_embed_dim(module, tokenize))
+
+
+def _find_bias(source: ClipSource) -> dict[str, float]:
+    """Return what makes room for SigLIP's bias in an architecture without one, if a checkpoint file holds one."""
+    import torch
+
+    if source.brings_config or source.weights is None or not exists(source.weights):
+        return {}
+    try:
+        held = torch.load(source.weights, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # no file of torch's, or on no local disk: open_clip says what is wrong, if anything is
+        return {}
+    has_bias = isinstance(held, dict) and any(str(name).endswith(BIAS) for name in held.get("state_dict", held))
+    return {"init_logit_bias": 0.0} if has_bias else {}
 
 
 def _create(source: ClipSource, device: "str | torch.device", settings: Mapping[str, Any]) -> tuple[Any, Any, Any]:

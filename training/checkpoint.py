@@ -17,9 +17,10 @@ import torch
 
 from pipeline.clip_model import describe_architecture
 from pipeline.errors import StageError
-from pipeline.schemas import CHECKPOINT, METRICS, RESUME_PATTERN, RUN_MODEL
+from pipeline.schemas import CHECKPOINT, METRICS, RESUME_PATTERN, RUN_MODEL, TENSORBOARD_FOLDER, ZEROSHOT
 from pipeline.storage import join, list_folder, name_of, read_bytes, remove, write_atomic, write_bytes
-from training.metrics import cut_metrics
+from training.metrics import cut_lines
+from training.sharding import keep_own, receive_state, send_state
 from training.world import ALONE, World
 
 log = logging.getLogger("winnow")
@@ -49,6 +50,8 @@ class RunState:
     """The processes of the run; rows and draws are those that this one saw since gather_account."""
     spread: Any = None
     """The model's towers, sharing gradients with the other processes; None if there is but one."""
+    owners: list[int] = field(default_factory=list)
+    """Which process steps each parameter (sharding.py); empty: each steps all."""
 
 
 def gather_account(state: RunState) -> None:
@@ -59,12 +62,20 @@ def gather_account(state: RunState) -> None:
     state.num_unreadable_draws = draws if world.is_first else 0
 
 
+def hand_over_optimizer(state: RunState) -> None:
+    """Send the first process, which takes a snapshot, what only this one's optimiser knows."""
+    send_state(state.optimizer.state_dict(), state.owners, state.world)
+
+
 def snapshot(state: RunState, *, identity: str) -> dict[str, Any]:
-    """Return a copy of a run's state in main memory; `identity` is that of the manifest it will have."""
+    """Return a copy of a run's state in main memory; `identity` is that of the manifest it will have.
+
+    Where the optimiser is sharded the other processes call hand_over_optimizer meanwhile.
+    """
     content: dict[str, Any] = _copy(
         {
             "state_dict": state.model.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
+            "optimizer": receive_state(state.optimizer.state_dict(), state.owners, state.world),
             "scaler": state.scaler.state_dict(),
             "is_seen": state.is_seen_N,
             "is_unreadable": state.is_unreadable_N,
@@ -181,10 +192,10 @@ def load_resume(out: str, state: RunState, *, identity: str) -> bool:
 
 
 def _load_newest(out: str, state: RunState, identity: str) -> None:
-    """Restore from the newest save of this run and cut the metrics to it.
+    """Restore from the newest save of this run and cut the metrics and zero-shot lines to it.
 
     The newest save that can be read is taken; one that cannot, or is of another run, is named in a warning.
-    Lines of the metrics after the resumed step are cut.
+    Lines of later steps are cut; a run that starts anew takes away what TensorBoard showed of another.
     """
     for step in reversed(list_saves(out)):
         url = place_save(out, step)
@@ -193,12 +204,15 @@ def _load_newest(out: str, state: RunState, identity: str) -> None:
             _restore(state, content)
             log.info("train: going on from step %d of %s", state.step, url)
             break
-    cut_metrics(join(out, METRICS), step=state.step)
+    for name in (METRICS, ZEROSHOT):
+        cut_lines(join(out, name), step=state.step)
+    if state.step == 0:
+        remove(join(out, TENSORBOARD_FOLDER))
 
 
 def _restore(state: RunState, content: dict[str, Any]) -> None:
     state.model.load_state_dict(content["state_dict"])
-    state.optimizer.load_state_dict(content["optimizer"])
+    state.optimizer.load_state_dict(keep_own(content["optimizer"], state.owners, state.world.rank))
     state.scaler.load_state_dict(content["scaler"])
     state.step, state.num_unreadable_draws = content["step"], content["num_unreadable_draws"]
     state.is_seen_N, state.is_unreadable_N = content["is_seen"], content["is_unreadable"]

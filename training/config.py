@@ -23,6 +23,8 @@ FREE_FIELDS = (
     "log_every_steps",
     "grad_checkpointing",
     "report_to",
+    "zeroshot",
+    "shard_optimizer",
 )
 """Fields that change how a run goes but not the weights it ends with; no part of its identity."""
 LATER_FIELDS = {
@@ -37,6 +39,7 @@ LATER_FIELDS = {
     "pixels": "exact",
     "cut_text": False,
     "sampler": "exact",
+    "window_shards": 0,
 }
 """Fields that say nothing at these values, so runs made before there were such fields keep their identity."""
 
@@ -84,6 +87,23 @@ NO_AUGMENT = Augment()
 
 
 @config
+class Zeroshot:
+    """On what a model is measured while it trains, and how often.  The weights it ends with are the same."""
+
+    tasks: tuple[str, ...] = ()
+    """Keys of the evaluation's task list (`winnow tasks`)."""
+    own: tuple[str, ...] = ()
+    """Names of further classification sets, as in the eval block."""
+    every_samples: int
+    """Samples seen between two points; the first step that reaches a multiple, and the last, have one."""
+
+    def __post_init__(self) -> None:
+        _check_range("zeroshot.every_samples", self.every_samples, low=1)
+        if not self.tasks and not self.own:
+            raise ConfigError("zeroshot names no task: say zeroshot.tasks=[imagenet1k], or leave zeroshot out.")
+
+
+@config
 class TrainConfig:
     """Defaults suit winnow's tiny models and tens of thousands of samples on a CPU; DataComp's scales set their own.
 
@@ -128,6 +148,8 @@ class TrainConfig:
     """Model string whose text tower is taken over and frozen (ViTamin's locked-text tuning); null trains it."""
     grad_checkpointing: Literal["none", "all", "conv"] = "none"
     """Activations computed again in the backward pass: of every block, or of ViTamin's conv stages alone."""
+    shard_optimizer: bool = False
+    """Of several processes each keeps the optimiser's state of some weights (sharding.py); the same result."""
     augment: Augment = NO_AUGMENT
     """What is done to images besides the model's own random crop."""
     pixels: Literal["exact", "fast"] = "exact"
@@ -136,6 +158,8 @@ class TrainConfig:
     """Run the text tower for each caption about as far as it reaches: faster, the same to rounding (text.py)."""
     sampler: Literal["exact", "datacomp"] = "exact"
     """exact: every row floor or ceil of its share; datacomp: whole shards drawn with replacement (samplers.py)."""
+    window_shards: int = 0
+    """With sampler exact, for tars on an object store: shards that are read whole and shuffled together; 0: all."""
     heldout: int = 0
     """Rows kept out of training, drawn by the seed, so that retrieval can be measured on them."""
     seed: int = 0
@@ -148,8 +172,10 @@ class TrainConfig:
     """Newest saves that are kept; more than 1 stay when the run is finished, as weights to evaluate."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where those lines go as well."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Where those lines go as well; [] is nowhere.  wandb needs `pip install wandb`."""
+    zeroshot: Zeroshot | None = None
+    """Tasks that the model is measured on while it trains, with `--eval-data`."""
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -164,7 +190,7 @@ class TrainConfig:
         )
         for name in counts:
             _check_range(name, getattr(self, name), low=1)
-        for name in ("weight_decay", "warmup_steps", "seed", "num_workers", "heldout"):
+        for name in ("weight_decay", "warmup_steps", "seed", "num_workers", "heldout", "window_shards"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("learning_rate", "eps", "grad_clip_norm"):
             _check_range(name, getattr(self, name), low=math.ulp(0.0))
@@ -176,6 +202,8 @@ class TrainConfig:
                 "things by the first two. For adan say beta1=0.98 beta2=0.92 beta3=0.99, its paper's."
             )
         _check_range("seed", self.seed, low=0, below=2**63)
+        if self.window_shards and self.sampler != "exact":
+            raise ConfigError(f"sampler {self.sampler} reads shards whole as it is: leave window_shards out.")
         _check_budget(self.samples, self.batch_size)
         if self.batch_size % self.accum_freq:
             raise ConfigError(f"batch_size {self.batch_size} does not divide into accum_freq {self.accum_freq} parts.")

@@ -5,11 +5,11 @@ An image that cannot be decoded is replaced by another row of its set, by (seed,
 B rows in the batch, H and W pixels, C = 3 channels, L tokens.
 """
 
+import logging
 import queue
 import threading
-from collections.abc import Generator, Iterable
-from contextlib import closing
-from typing import NamedTuple, TypeVar
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,12 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import StageError
 from pipeline.images import UnreadableImage
+from pipeline.storage import is_local
 from training.images import NUM_DRAWS, Crop, read_image
 from training.index import RowIndex, TarReader
 from training.order import draw_uniform, replacement_row
 from training.samplers import open_sampler
+from training.spool import Spool, SpoolReader
+from training.stopping import ignore_sigterm
 from training.world import ALONE, World
 
+log = logging.getLogger("winnow")
 T = TypeVar("T")
 MAX_ATTEMPTS = 100
 """Rows tried for one position before the data is called unusable."""
@@ -35,7 +39,7 @@ class Batch(NamedTuple):
     pixel_BHWC: torch.Tensor
     """uint8."""
     token_BL: torch.Tensor
-    """int32."""
+    """int32; of a locked text tower, its features (B, D) in their place."""
     row_B: torch.Tensor
     """int64: the rows used, replacements in place."""
     unreadable: torch.Tensor
@@ -46,18 +50,30 @@ class Batches(Dataset[Batch]):
     """step -> Batch, for torch's DataLoader."""
 
     def __init__(
-        self, index: RowIndex, *, crop: Crop, batch_size: int, seed: int, sampler: str = "exact", world: World = ALONE
+        self,
+        index: RowIndex,
+        *,
+        crop: Crop,
+        batch_size: int,
+        seed: int,
+        sampler: str = "exact",
+        window_shards: int = 0,
+        world: World = ALONE,
     ) -> None:
         self.index, self.crop, self.batch_size, self.seed = index, crop, batch_size, seed
         self.rank, self.num_own = world.rank, batch_size // world.size
         self.reader = TarReader(index.urls)
-        self.rows_at = open_sampler(sampler, index, batch_size=batch_size, seed=seed)
+        self.sampler = open_sampler(sampler, index, batch_size=batch_size, seed=seed, window_shards=window_shards)
+
+    def own_positions(self, step: int) -> range:
+        """Return the positions of this process's part of the batch of one step."""
+        first = step * self.batch_size + self.rank * self.num_own
+        return range(first, first + self.num_own)
 
     def __getitem__(self, step: int) -> Batch:
         """Return this process's part of the batch of one step, counted from 0."""
-        first = step * self.batch_size + self.rank * self.num_own
-        positions = range(first, first + self.num_own)
-        rows = self.rows_at(positions)
+        positions = self.own_positions(step)
+        rows = self.sampler.rows_at(positions)
         uniform_BD = draw_uniform(self.seed, np.arange(positions.start, positions.stop), NUM_DRAWS + 1)
         uniform = uniform_BD.tolist()
         pixel_BHWC = np.empty((len(positions), self.crop.height_px, self.crop.width_px, 3), np.uint8)
@@ -65,7 +81,8 @@ class Batches(Dataset[Batch]):
         for slot, position in enumerate(positions):
             rows[slot], pixel_BHWC[slot] = self._read(int(rows[slot]), position, uniform[slot], unreadable)
         caption_B = (uniform_BD[:, NUM_DRAWS] * self.index.num_captions_N[rows]).astype(np.int64)
-        token_BL = self.index.token_UL[self.index.caption_N[rows] + caption_B]
+        text_UX = self.index.token_UL if self.index.feature_UD is None else self.index.feature_UD
+        token_BL = np.asarray(text_UX[self.index.caption_N[rows] + caption_B])
         found = torch.tensor(unreadable, dtype=torch.int64)
         return Batch(torch.from_numpy(pixel_BHWC), torch.from_numpy(token_BL), torch.from_numpy(rows), found)
 
@@ -93,26 +110,58 @@ def open_batches(
     seed: int,
     steps: range,
     sampler: str = "exact",
+    window_shards: int = 0,
     num_workers: int = 0,
     pin: bool = False,
     world: World = ALONE,
 ) -> Generator[Batch, None, None]:
     """Yield the batch of each step, loaded ahead by processes, or by a thread when num_workers is 0.
 
-    `sampler` is a name of samplers.py.  `pin` puts batches in page-locked memory, for a GPU.
+    `sampler` and `window_shards` are those of samplers.py.  `pin` puts batches in page-locked memory, for a GPU.
     Of several processes each gets its part, in the order of their ranks; batch_size is that of all together.
     Raises StageError when no readable row can be found.
     """
-    batches = Batches(index, crop=crop, batch_size=batch_size, seed=seed, sampler=sampler, world=world)
-    loader = DataLoader(batches, batch_size=None, sampler=steps, num_workers=num_workers, pin_memory=pin)
+    order: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "window_shards": window_shards}
+    batches = Batches(index, crop=crop, sampler=sampler, world=world, **order)
+    spool = _open_spool(batches, steps, num_workers, order | {"name": sampler})
+    if spool:
+        batches.reader = SpoolReader(index.urls, spool.folder)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        pin_memory=pin,
+        worker_init_fn=ignore_sigterm,
+    )
+    ahead: Iterator[Batch] = iter(loader) if num_workers else prefetch(loader, depth=PREFETCH_BATCHES)
     try:
-        if num_workers:
-            yield from loader
-        else:
-            with closing(prefetch(loader, depth=PREFETCH_BATCHES)) as ahead:
-                yield from ahead
+        if spool:
+            spool.start()  # after the loader's processes have been forked
+        for step, batch in zip(steps, ahead, strict=True):
+            if spool:
+                spool.go_on(step + 1)
+            yield batch
     finally:
+        if isinstance(ahead, Generator):
+            ahead.close()
+        del ahead  # ends the loader's processes
         batches.reader.close()
+        if spool:
+            spool.close()
+
+
+def _open_spool(batches: Batches, steps: range, num_workers: int, settings: Mapping[str, Any]) -> Spool | None:
+    """Return what brings the shards of the steps to come; None where all are here, or rows come from all of them."""
+    index = batches.index
+    if all(is_local(url) for url in index.urls):
+        return None
+    if not batches.sampler.window_rows:
+        log.warning("train: the tars are remote and every image is asked for alone; window_shards=8 reads them whole.")
+        return None
+    planner = open_sampler(index=index, **settings)  # its own, as the loader's thread uses the other meanwhile
+    ahead = -(-planner.window_rows // batches.batch_size) + PREFETCH_BATCHES + 2 * num_workers
+    return Spool(index, lambda step: planner.rows_at(batches.own_positions(step)), steps=steps, ahead=ahead)
 
 
 def prefetch(items: Iterable[T], *, depth: int) -> Generator[T, None, None]:

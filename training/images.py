@@ -27,7 +27,7 @@ from torchvision.transforms import functional
 from pipeline.errors import ModelError
 from pipeline.images import decode_image
 from training.config import NO_AUGMENT, Augment
-from training.decode import decode_pixels
+from training.decode import decode_jpeg, decode_pixels
 
 NUM_TRIES = 10
 NUM_CROP_DRAWS = 4 * NUM_TRIES
@@ -104,9 +104,14 @@ def choose_box(width: int, height: int, crop: Crop, uniform_D: Sequence[float]) 
 
 def read_image(content: bytes, crop: Crop, uniform_D: Sequence[float]) -> np.ndarray:
     """Return uint8 (H, W, C): a random crop of an image file.  Raises UnreadableImage."""
-    if crop.pixels == "exact":
+    if crop.pixels == "fast":
+        return crop_pixels(decode_pixels(content), crop, uniform_D)
+    pixel_HWC = decode_jpeg(content)
+    if pixel_HWC is None:
         return crop_image(decode_image(content), crop, uniform_D)
-    return crop_pixels(decode_pixels(content), crop, uniform_D)
+    height, width, _ = pixel_HWC.shape
+    left, top, right, bottom = choose_box(width, height, crop, uniform_D)
+    return _resize(Image.fromarray(pixel_HWC[top:bottom, left:right]), crop, uniform_D)
 
 
 def crop_pixels(pixel_HWC: np.ndarray, crop: Crop, uniform_D: Sequence[float]) -> np.ndarray:
@@ -125,7 +130,12 @@ def crop_pixels(pixel_HWC: np.ndarray, crop: Crop, uniform_D: Sequence[float]) -
 def crop_image(image: Image.Image, crop: Crop, uniform_D: Sequence[float]) -> np.ndarray:
     """Return uint8 (H, W, C): a random crop, resized as torchvision resizes PIL images, and augmented."""
     box = choose_box(image.width, image.height, crop, uniform_D)
-    image = image.crop(box).resize((crop.width_px, crop.height_px), Image.Resampling.BICUBIC)
+    return _resize(image.crop(box), crop, uniform_D)
+
+
+def _resize(image: Image.Image, crop: Crop, uniform_D: Sequence[float]) -> np.ndarray:
+    """Return uint8 (H, W, C): a whole image resized and augmented."""
+    image = image.resize((crop.width_px, crop.height_px), Image.Resampling.BICUBIC)
     return np.asarray(augment_image(image, crop.augment, uniform_D))
 
 

@@ -58,6 +58,8 @@ class RowIndex:
     """int32 (distinct captions, context length)."""
     sets: tuple["SetRows", ...]
     """The sets it was made from, in the order of their rows."""
+    feature_UD: np.ndarray | None = None
+    """float32 or float16 (distinct captions, dims): what a locked text tower makes of them (locked.py)."""
 
     @property
     def num_rows(self) -> int:
@@ -235,7 +237,7 @@ class TarReader:
             if len(self._opened) >= MAX_OPEN_TARS:
                 _close(self._opened.popitem(last=False)[1])
             url = self.urls[tar]
-            self._opened[tar] = os.open(url, os.O_RDONLY) if is_local(url) else open_file(url)
+            self._opened[tar] = os.open(url, os.O_RDONLY) if is_local(url) else open_file(url, ahead=0)
         self._opened.move_to_end(tar)
         return self._opened[tar]
 

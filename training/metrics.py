@@ -1,4 +1,7 @@
-"""metrics.jsonl: one JSON line per logged step, in step order, no step twice however often the run was killed."""
+"""metrics.jsonl: one JSON line per logged step, in step order, no step twice however often the run was killed.
+
+zeroshot.jsonl is written and cut by the same functions.
+"""
 
 import json
 import math
@@ -8,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.storage import exists, is_local, read_bytes, write_bytes
+from pipeline.storage import exists, is_local, read_bytes, remove, write_bytes
 
 T = TypeVar("T")
 Report = Callable[[dict[str, Any]], None]
@@ -95,13 +98,22 @@ class MetricsLog:
             tflop_per_s=None if self.flops is None else round(rate * self.flops / 1e12, 3),
             mfu=None if self.flops is None or self.peak is None else round(rate * self.flops / self.peak, 4),
         )
-        _append(self.url, (json.dumps(asdict(line)) + "\n").encode())
+        append_line(self.url, asdict(line))
+        self.show(asdict(line))
+
+    def show(self, values: dict[str, Any]) -> None:
+        """Take values with their `step` to where else they are shown."""
         for report in self.reports:
-            report(asdict(line))
+            report(values)
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count time just spent on something else than training in the next line's rates."""
+        self._time += seconds
 
 
-def _append(url: str, content: bytes) -> None:
-    """Add to a file; an object store cannot, so there the file is written again."""
+def append_line(url: str, values: dict[str, Any]) -> None:
+    """Add a line to a file; an object store cannot, so there the file is written again."""
+    content = (json.dumps(values) + "\n").encode()
     if not is_local(url):
         write_bytes(url, (read_bytes(url) if exists(url) else b"") + content)
         return
@@ -110,11 +122,27 @@ def _append(url: str, content: bytes) -> None:
         file.write(content)
 
 
-def cut_metrics(url: str, *, step: int) -> None:
-    """Leave only whole lines of steps up to `step`, as a killed run may have gone further than its last save."""
-    if exists(url):
-        kept = [line for line in read_bytes(url).splitlines(keepends=True) if _step_of(line) <= step]
+def cut_lines(url: str, *, step: int) -> None:
+    """Leave only whole lines of steps up to `step`, as a killed run may have gone further than its last save.
+
+    A file of which nothing is left is deleted.
+    """
+    lines = _read_lines(url)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept:
         write_bytes(url, b"".join(kept))
+    else:
+        remove(url)
+
+
+def last_step(url: str) -> int:
+    """Return the step of the last line, 0 when there is none."""
+    lines = _read_lines(url)
+    return int(_step_of(lines[-1])) if lines else 0
+
+
+def _read_lines(url: str) -> list[bytes]:
+    return read_bytes(url).splitlines(keepends=True) if exists(url) else []
 
 
 def _step_of(line: bytes) -> float:

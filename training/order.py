@@ -73,6 +73,12 @@ def shuffle_window(seed: int, window: int, num_rows: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).permutation(num_rows)
 
 
+def order_shards(seed: int, epoch: int, num_shards: int) -> np.ndarray:
+    """Return int64 (num_shards,): the order in which an epoch comes to them."""
+    key = np.array([seed ^ (0x5A4D << 32), epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(num_shards)
+
+
 def hash_counters(seed: int, positions: np.ndarray, num: int) -> np.ndarray:
     """Return uint64 (positions, num): well mixed bits that depend on seed, position and column alone."""
     start = _mix(np.array([seed], np.uint64) + _STEP)

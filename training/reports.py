@@ -1,52 +1,77 @@
-"""Lines of metrics.jsonl -> TensorBoard (in OUT/tensorboard) or Weights & Biases, where the config asks for them.
+"""Lines of metrics.jsonl and zeroshot.jsonl -> TensorBoard (OUT/tensorboard) and Weights & Biases, as the config says.
 
-After a kill TensorBoard shows the steps done again once, and W&B goes on with the same run.
+Event files hold times and hosts, so they are part of no manifest.  A run that goes on from a save takes back what was
+shown of later steps (TensorBoard's purge_step; W&B keeps the first of two equal steps), so the curves do not overlap.
 """
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.storage import is_local, join, name_of
+from pipeline.schemas import TENSORBOARD_FOLDER
+from pipeline.storage import is_local, join, list_folder, name_of, write_bytes
 from training.metrics import Report
 
 AXES = ("step", "samples")
 
 
-def open_reports(names: Sequence[str], out: str, *, step: int, identity: str) -> list[Report]:
-    """Return one function per name.  Raises ConfigError for one that is not installed."""
-    return [OPENERS[name](out, step, identity) for name in names]
+def check_reports(names: Sequence[str]) -> None:
+    """Raise ConfigError for a report that is not installed."""
+    if "wandb" in names:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise ConfigError("report_to wandb needs it: pip install wandb, or leave it out.") from None
 
 
-def _open_tensorboard(out: str, step: int, identity: str) -> Report:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("report_to tensorboard needs it: pip install tensorboard, or leave it out.") from None
-    if not is_local(out):
-        raise ConfigError(f"report_to tensorboard writes to local folders only, and the run is in {out}.")
-    writer = SummaryWriter(join(out, "tensorboard"), purge_step=step + 1)
-
-    def report(values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if name not in AXES and value is not None:
-                writer.add_scalar(name, value, values["step"])
-        writer.flush()
-
-    return report
+@contextmanager
+def open_reports(names: Sequence[str], out: str, *, step: int, identity: str) -> Iterator[list[Report]]:
+    """Yield one function per name, for a run that goes on after that step; on leaving all is written."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(OPENERS[name](out, step, identity)) for name in names]
 
 
-def _open_wandb(out: str, step: int, identity: str) -> Report:
-    try:
-        import wandb
-    except ImportError:
-        raise ConfigError("report_to wandb needs it: pip install wandb, or leave it out.") from None
+@contextmanager
+def _open_tensorboard(out: str, step: int, identity: str) -> Iterator[Report]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = join(out, TENSORBOARD_FOLDER)
+    with tempfile.TemporaryDirectory() as own:
+        written = folder if is_local(folder) else own
+        writer = SummaryWriter(written, purge_step=step + 1 if step else None)
+
+        def report(values: dict[str, Any]) -> None:
+            for name, value in values.items():
+                if name not in AXES and value is not None:
+                    writer.add_scalar(name, value, values["step"])
+            writer.flush()
+            if written == own:  # an object store cannot append
+                for file in list_folder(own):
+                    write_bytes(join(folder, name_of(file)), Path(file).read_bytes())
+
+        try:
+            yield report
+        finally:
+            writer.close()
+
+
+@contextmanager
+def _open_wandb(out: str, step: int, identity: str) -> Iterator[Report]:
+    import wandb
+
     run = wandb.init(project="winnow", name=name_of(out), id=identity[:16], resume="allow")
 
     def report(values: dict[str, Any]) -> None:
         run.log({name: value for name, value in values.items() if value is not None}, step=values["step"])
 
-    return report
+    try:
+        yield report
+    finally:
+        run.finish()
 
 
-OPENERS: dict[str, Callable[[str, int, str], Report]] = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}
+Opener = Callable[[str, int, str], AbstractContextManager[Report]]
+OPENERS: dict[str, Opener] = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}

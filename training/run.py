@@ -4,6 +4,7 @@ Kill it at any moment and call it again with the same config: on a CPU in fp32 t
 Several processes (world.py) do the same side by side; the first alone writes.
 """
 
+import logging
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -13,15 +14,17 @@ import torch
 from tqdm import tqdm
 
 from pipeline.clip_model import pick_device, sha256_of_model
+from pipeline.config import as_mapping
 from pipeline.errors import StageError, Stopped
 from pipeline.manifest import Counts, Manifest, find_done, hash_json, write_manifest
-from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RUN_INDEX, RUN_MODEL
+from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RUN_CAPTIONS, RUN_INDEX, RUN_MODEL, ZEROSHOT
 from pipeline.storage import fingerprint, join, remove, sweep_temporaries
 from training.captioned import TrainSet, as_sets, identify_sets, split_heldout
 from training.checkpoint import (
     RunState,
     Saver,
     gather_account,
+    hand_over_optimizer,
     load_resume,
     place_save,
     remove_saves,
@@ -33,14 +36,19 @@ from training.flops import count_flops, find_peak
 from training.images import Crop, read_crop
 from training.index import RowIndex
 from training.index_file import read_sets_once
-from training.metrics import MetricsLog
+from training.locked import can_store, store_features
+from training.metrics import MetricsLog, Report
 from training.optim import build_optimizer, learning_rate_at
-from training.reports import open_reports
+from training.reports import check_reports, open_reports
+from training.sharding import assign_owners
 from training.start import Start, find_start, open_start
-from training.step import spread_towers, take_step
-from training.stopping import take_until, watch_sigterm
+from training.step import check_batch_norms, spread_towers, take_step
+from training.stopping import find_collapse, guessing_loss, take_until, watch_sigterm
 from training.text import check_cut, share_of_tokens
 from training.world import World, join_world, place_rank
+from training.zeroshot import Measure, ZeroshotLog, check_measure, is_due
+
+log = logging.getLogger("winnow")
 
 
 def train(
@@ -50,6 +58,7 @@ def train(
     out: str,
     init: str | None = None,
     parents: Mapping[str, str] | None = None,
+    measure: Measure | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> Manifest:
@@ -58,18 +67,24 @@ def train(
     What is done already is not done again.
     `init` names weights to start from: a model string, or an open_clip tag of config.model's architecture.
     `parents` identifies the data; without it the files' names, sizes and times do.  `device`: auto, cpu, cuda, cuda:1.
+    `measure` evaluates the tasks of config.zeroshot (zeroshot.py); it changes nothing of the run.
     Raises PoolError when no row is usable, ModelError when the model does not open, StageError when the loss diverges,
     ConfigError for what does not go together.  Under torchrun every process calls it and gets the same manifest.
     """
+    check_measure(config, measure)
+    check_reports(config.report_to)
     place = choose_device(device)
     with join_world(config, place) as world:
+        world.check_same(as_mapping(config) | {"data": str(data), "out": out, "init": init})
         start = find_start(config.model, init, out=out)
         wanted = plan_run(config, data, weights=sha256_of_model(start.model), parents=parents)
         wanted, done = world.share((wanted, find_done(out, wanted) if world.is_first else None))
         if done is None:
-            done = _train_rest(config, world, wanted, start, as_sets(data), out=out, place=place, quiet=quiet)
+            sets = as_sets(data)
+            done = _train_rest(config, world, wanted, start, sets, out=out, measure=measure, place=place, quiet=quiet)
         if world.is_first:
-            remove(join(out, RUN_INDEX))
+            for left in (RUN_INDEX, RUN_CAPTIONS):
+                remove(join(out, left))
             if config.keep_checkpoints == 1:
                 remove_saves(out)
         world.share(None)  # all return when all is written
@@ -84,33 +99,44 @@ def _train_rest(
     sets: Sequence[TrainSet],
     *,
     out: str,
+    measure: Measure | None,
     place: torch.device,
     quiet: bool,
 ) -> Manifest:
     """Train from the last save, or the start, to the end; write the weights and the manifest, and return that."""
     quiet = quiet or not world.is_first
     opened = open_start(start, config, device=place)
+    check_batch_norms(opened.model, world)
     if config.cut_text:
         check_cut(opened.model, config.model)
     model, crop = opened.model, read_crop(opened.train_transform, config.augment, config.pixels)
     index = read_sets_once(sets, opened, out=out, architecture=start.architecture, quiet=quiet, world=world)
     if config.heldout:
         index, _ = split_heldout(index, config.heldout, seed=config.seed)
+    if can_store(config, model, index):
+        weights = wanted.parents["lock_text"]
+        made_UD = store_features(config, model, index, out=out, weights=weights, quiet=quiet, world=world)
+        index = replace(index, feature_UD=made_UD)
     never_N = torch.zeros(index.num_rows, dtype=torch.bool)
     scaler = torch.amp.GradScaler(place.type, enabled=config.precision == "fp16")
-    state = RunState(model, build_optimizer(model, config), never_N, never_N.clone(), scaler, world=world)
+    optimizer = build_optimizer(model, config)
+    owners = assign_owners(config, optimizer, world)
+    state = RunState(model, optimizer, never_N, never_N.clone(), scaler, world=world, owners=owners)
     if world.is_first:
         for stale in (MANIFEST, RUN_MODEL):
             remove(join(out, stale))
         sweep_temporaries(out)
     load_resume(out, state, identity=wanted.identity)
-    metrics = _open_metrics(config, state, index, place, out=out, identity=wanted.identity)
-    spread_towers(config, state)
+    reported = config.report_to if world.is_first else ()
     with (
+        open_reports(reported, out, step=state.step, identity=wanted.identity) as reports,
         closing(_open_rest(config, state, index, crop, pin=place.type == "cuda")) as batches,
         closing(Saver(out, identity=wanted.identity, keep=config.keep_checkpoints, step=state.step)) as saver,
     ):
-        _run_steps(config, state, batches, crop, metrics=metrics, saver=saver, quiet=quiet)
+        metrics = _open_metrics(config, state, index, place, out=out, reports=reports)
+        spread_towers(config, state)
+        points = ZeroshotLog(join(out, ZEROSHOT), opened=opened, measure=measure, metrics=metrics, quiet=quiet)
+        _run_steps(config, state, batches, crop, metrics=metrics, points=points, saver=saver, quiet=quiet)
     gather_account(state)
     manifest = world.share(_finish(wanted, config, state, index))
     if world.is_first:
@@ -120,17 +146,25 @@ def _train_rest(
 
 
 def _open_metrics(
-    config: TrainConfig, state: RunState, index: RowIndex, place: torch.device, *, out: str, identity: str
+    config: TrainConfig,
+    state: RunState,
+    index: RowIndex,
+    place: torch.device,
+    *,
+    out: str,
+    reports: Sequence[Report],
 ) -> MetricsLog:
     """Return the run's metrics, with the work of a sample counted."""
     share = share_of_tokens(torch.from_numpy(index.token_UL)) if config.cut_text else 1.0
+    if index.feature_UD is not None:
+        share = 0.0
     return MetricsLog(
         join(out, METRICS),
         step=state.step,
         batch_size=config.batch_size,
         flops=count_flops(state.model, context_length=index.token_UL.shape[1], token_share=share),
         peak=find_peak(place, state.world.size),
-        reports=open_reports(config.report_to if state.world.is_first else (), out, step=state.step, identity=identity),
+        reports=reports,
     )
 
 
@@ -174,6 +208,7 @@ def _open_rest(
         batch_size=config.batch_size,
         seed=config.seed,
         sampler=config.sampler,
+        window_shards=config.window_shards,
         steps=range(state.step, config.num_steps),
         num_workers=config.num_workers,
         pin=pin,
@@ -188,6 +223,7 @@ def _run_steps(
     crop: Crop,
     *,
     metrics: MetricsLog,
+    points: ZeroshotLog,
     saver: Saver,
     quiet: bool,
 ) -> None:
@@ -198,6 +234,7 @@ def _run_steps(
     waiting: list[torch.Tensor] = []
     with bar, watch_sigterm() as asked:
         for batch in take_until(asked, metrics.time_waits(batches), world):
+            _measure_if_due(config, state, waiting, points, saver)
             is_last = state.step + 1 == config.num_steps
             is_logged = is_last or (state.step + 1) % config.log_every_steps == 0
             is_saved = not is_last and (state.step + 1) % config.checkpoint_every_steps == 0
@@ -219,28 +256,60 @@ def _run_steps(
                 bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
             saver.check()
             if is_saved:
-                _save_gathered(state, saver)
+                _save_gathered(config, state, saver)
         if state.step < config.num_steps:
             _collect_losses(state, waiting, saver)
-            _save_gathered(state, saver)
+            _save_gathered(config, state, saver)
             saver.finish()
             world.share(None)  # until the save is there no process ends, as torchrun would then end the first
             raise Stopped(
                 f"train: stopped by SIGTERM after step {state.step} of {config.num_steps}; the state is saved in "
                 f"{saver.out}. Run the same command again to go on."
             )
+    _check_weights(state, saver)
+    _measure_if_due(config, state, waiting, points, saver)
     saver.finish()
     if world.is_first:
         saver.remove_strange()
 
 
-def _save_gathered(state: RunState, saver: Saver) -> None:
+def _measure_if_due(
+    config: TrainConfig, state: RunState, waiting: list[torch.Tensor], points: ZeroshotLog, saver: Saver
+) -> None:
+    """Measure the model after the steps done, if that is a point, and has not diverged."""
+    if is_due(config, state.step):
+        _collect_losses(state, waiting, saver)
+        _check_weights(state, saver)
+        points.write(state.step, state.world)
+
+
+def _save_gathered(config: TrainConfig, state: RunState, saver: Saver) -> None:
     """Let the first process begin a save of what all have seen.  Raises StageError for weights that are not finite."""
-    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
-        raise _tell_diverged(f"a weight became infinite or NaN by step {state.step}", state.step, saver)
+    _check_weights(state, saver)
     gather_account(state)
     if state.world.is_first:
+        _warn_collapsed(config, state.losses)
         saver.save(state)
+    else:
+        hand_over_optimizer(state)
+
+
+def _warn_collapsed(config: TrainConfig, losses: Sequence[float]) -> None:
+    """Warn of a model that guesses after it had learned; it may learn again, so the run goes on."""
+    learned = find_collapse(losses, config)
+    if learned is not None:
+        log.warning(
+            "train: by step %d the loss is back at that of guessing, %.3f; until step %d it was well below. If it "
+            "stays there, start afresh with a lower learning_rate, more warmup_steps or grad_clip_norm.",
+            len(losses),
+            guessing_loss(config),
+            learned,
+        )
+
+
+def _check_weights(state: RunState, saver: Saver) -> None:
+    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
+        raise _tell_diverged(f"a weight became infinite or NaN by step {state.step}", state.step, saver)
 
 
 def _collect_losses(state: RunState, waiting: list[torch.Tensor], saver: Saver) -> None:

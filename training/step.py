@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.errors import ConfigError
 from training.checkpoint import RunState
 from training.config import TrainConfig
 from training.data import Batch
@@ -23,6 +24,7 @@ from training.images import Crop, normalise
 from training.loss import contrastive_loss, sigmoid_loss
 from training.optim import clamp_logit_scale, learning_rate_at, set_learning_rate
 from training.order import step_seed
+from training.sharding import drop_gradients_of_others, share_weights
 from training.text import encode_text
 from training.world import World
 
@@ -41,17 +43,21 @@ def take_step(
     set_learning_rate(optimizer, learning_rate_at(state.step, config))
     optimizer.zero_grad(set_to_none=True)
     image_BCHW, token_BL = move_batch(batch, crop, model.logit_scale.device)
-    if config.cut_text:
+    if config.cut_text and not token_BL.is_floating_point():
         token_BL = batch.token_BL.long()  # moved when cut
     run = backward_whole if config.accum_freq == 1 else backward_in_parts
     loss = run(config, state, image_BCHW, token_BL)
     norm = None
-    if with_norm or config.grad_clip_norm is not None:
-        scaler.unscale_(optimizer)
+    if with_norm or config.grad_clip_norm is not None or state.owners:
+        scaler.unscale_(optimizer)  # of all gradients, so that all processes pass over the same steps
         limit = math.inf if config.grad_clip_norm is None else config.grad_clip_norm
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    if state.owners:
+        drop_gradients_of_others(optimizer, state.owners, state.world.rank)
     scaler.step(optimizer)
     scaler.update()
+    if state.owners:
+        share_weights(optimizer, state.owners)
     clamp_logit_scale(model)
     state.step += 1
     state.is_seen_N[batch.row_B] = True
@@ -61,15 +67,16 @@ def take_step(
 
 
 def move_batch(batch: Batch, crop: Crop, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return float32 images (B, C, H, W) and int64 tokens (B, L) on the device."""
+    """Return float32 images (B, C, H, W) and int64 tokens (B, L), or a locked tower's features, on the device."""
     image_BCHW = normalise(batch.pixel_BHWC.to(device, non_blocking=True), crop)
-    return image_BCHW, batch.token_BL.to(device, non_blocking=True).long()
+    token_BL = batch.token_BL.to(device, non_blocking=True)
+    return image_BCHW, token_BL.float() if token_BL.is_floating_point() else token_BL.long()
 
 
 def backward_whole(config: TrainConfig, state: RunState, image_BCHW: Tensor, token_BL: Tensor) -> Tensor:
     """Add a batch's gradients to the parameters; return its loss, detached."""
     torch.manual_seed(part_seed(config, state, 0))
-    with _autocast(config, image_BCHW):
+    with autocast(config, image_BCHW.device):
         loss = measure_loss(config, state.world, *_encode_spread(config, state, image_BCHW, token_BL))
     with _still_statistics(state.model):
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -87,11 +94,11 @@ def backward_in_parts(config: TrainConfig, state: RunState, image_BCHW: Tensor, 
     with torch.no_grad(), _still_statistics(model):
         for number, part in enumerate(parts):
             torch.manual_seed(part_seed(config, state, number))
-            with _autocast(config, image_BCHW):
+            with autocast(config, image_BCHW.device):
                 cached.append(encode(config, model, *part))
     image_BD, text_BD = (torch.cat(features).requires_grad_() for features in list(zip(*cached, strict=True))[:2])
     scalars = [scalar.detach().requires_grad_() for scalar in cached[0][2:]]
-    with _autocast(config, image_BCHW):
+    with autocast(config, image_BCHW.device):
         loss = measure_loss(config, state.world, image_BD, text_BD, *scalars)
     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     gradients = zip(*(f_BD.grad.chunk(config.accum_freq) for f_BD in (image_BD, text_BD)), strict=True)  # type: ignore[union-attr]
@@ -99,7 +106,7 @@ def backward_in_parts(config: TrainConfig, state: RunState, image_BCHW: Tensor, 
         torch.manual_seed(part_seed(config, state, number))
         is_shared = number == last or state.spread is None
         with nullcontext() if is_shared else state.spread.no_sync():
-            with _autocast(config, image_BCHW):
+            with autocast(config, image_BCHW.device):
                 outputs = _encode_spread(config, state, *part)
             # the scalars belong to no part: their gradients go with the last
             given = [*gradient, *(scalar.grad for scalar in scalars)] if number == last else gradient
@@ -130,9 +137,14 @@ def encode(config: TrainConfig, model: Any, image_BCHW: Tensor, token_BL: Tensor
     Images come first, since both draw from one random stream.
     """
     image_BD = model.encode_image(image_BCHW, normalize=True)
-    text_BD = encode_text(model, token_BL) if config.cut_text else model.encode_text(token_BL, normalize=True)
+    text_BD = token_BL if token_BL.is_floating_point() else encode_captions(config, model, token_BL)
     scale = model.logit_scale.exp()
     return (image_BD, text_BD, scale, model.logit_bias) if config.loss == "siglip" else (image_BD, text_BD, scale)
+
+
+def encode_captions(config: TrainConfig, model: Any, token_BL: Tensor) -> Tensor:
+    """Return unit-norm (B, D) of int64 tokens."""
+    return encode_text(model, token_BL) if config.cut_text else model.encode_text(token_BL, normalize=True)
 
 
 def _encode_spread(config: TrainConfig, state: RunState, image_BCHW: Tensor, token_BL: Tensor) -> tuple[Tensor, ...]:
@@ -154,24 +166,42 @@ class Towers(torch.nn.Module):
         return encode(self.config, self.model, image_BCHW, token_BL)
 
 
+def check_batch_norms(model: Any, world: World) -> None:
+    """Raise ConfigError for batch norms that cannot normalise over the rows of all processes: torch's do on GPUs alone.
+
+    Without that the number of processes would change the weights.
+    """
+    norms = _list_batch_norms(model)
+    if world.size > 1 and norms and model.logit_scale.device.type != "cuda":
+        raise ConfigError(
+            f"the model has {len(norms)} batch norms, which normalise over the rows of all processes, and torch does "
+            "that between GPUs only. Train it in one process, or on GPUs."
+        )
+
+
 def spread_towers(config: TrainConfig, state: RunState) -> None:
     """Let the state's gradients be averaged over its processes, in which the first's weights are from now on.
 
-    Running statistics of batch norms are those of the first process's parts.
+    Batch norms normalise over the rows of all processes from now on.
     """
     if state.world.size > 1:
+        if _list_batch_norms(state.model):
+            from timm.layers import convert_sync_batchnorm  # torch's own loses the activations that timm's contain
+
+            convert_sync_batchnorm(state.model)
         towers = Towers(config, state.model)
         state.spread = DistributedDataParallel(towers, gradient_as_bucket_view=True)
 
 
-def _autocast(config: TrainConfig, like: Tensor) -> torch.autocast:
-    return torch.autocast(like.device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Return the context in which a run's towers and loss are computed."""
+    return torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
 
 
 @contextmanager
 def _still_statistics(model: Any) -> Iterator[None]:
     """Leave the running statistics of batch norms as they are; a backward pass may compute forward again."""
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = _list_batch_norms(model)
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -180,3 +210,7 @@ def _still_statistics(model: Any) -> Iterator[None]:
     finally:
         for norm, (momentum, tracked) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, tracked
+
+
+def _list_batch_norms(model: Any) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]

@@ -7,7 +7,7 @@ B rows in this process's part of the batch, G in all parts, D dims.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +49,20 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
+
+    def check_same(self, choices: Mapping[str, Any]) -> None:
+        """Raise ConfigError in every process if one was started with other choices, after all have come here."""
+        if self.size == 1:
+            return
+        boxes: list[Any] = [None] * self.size
+        dist.all_gather_object(boxes, dict(choices), group=self.group)
+        for rank, found in enumerate(boxes):
+            for name, value in boxes[0].items():
+                if found[name] != value:
+                    raise ConfigError(
+                        f"process {rank} was started with {name} {found[name]!r:.200}, the first with {value!r:.200}. "
+                        "Start all with the same command."
+                    )
 
     def add(self, value_N: Tensor) -> Tensor:
         """Return the sum over all processes of a tensor in main memory, the same in each."""

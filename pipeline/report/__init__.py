@@ -1,10 +1,13 @@
 """A run folder -> RUN/report.html: one self-contained page about where every row went and what came of it.
 
+Of the folder of one training run the page shows that run alone.
+
     read.py           artifacts -> dataclasses
     distributions.py  stored scores -> histograms and rows to look at, streaming
     pictures.py       chosen rows -> thumbnails
     truth.py          subsets against a truth and each other
-    accounts.py, curation.py, outcome.py, evaluation.py    sections of blocks (blocks.py), with charts.py and formats.py
+    accounts.py, curation.py, outcome.py, training.py, evaluation.py, published.py
+                      sections of blocks (blocks.py), with charts.py and formats.py
     page.html.j2      blocks -> HTML
 
 The page needs no network and no script, and holds no time or host: the same artifacts give the same bytes.  Captions
@@ -24,9 +27,10 @@ from pipeline.report.curation import build_pictures, build_scores, build_truth_s
 from pipeline.report.distributions import Distributions, survey_scores
 from pipeline.report.evaluation import build_evaluation
 from pipeline.report.formats import format_hash
-from pipeline.report.outcome import build_provenance, build_summary, build_training
+from pipeline.report.outcome import build_provenance, build_summary
 from pipeline.report.pictures import Choice, choose_strips, load_pictures
 from pipeline.report.read import SCORES, RunFolder, read_run
+from pipeline.report.training import build_choices, build_training
 from pipeline.report.truth import Truth, find_kinds, read_truth
 from pipeline.schemas import FORMAT_VERSION, REPORT
 from pipeline.storage import join, write_bytes
@@ -53,9 +57,10 @@ def write_report(
     folder = read_run(run)
     known = read_truth(truth, right_kinds) if truth else None
     sections = build_sections(folder, pool, known)
-    name = folder.recipe.get("name")
+    name = folder.runs[0].label if folder.is_lone_run else folder.recipe.get("name")
+    kind = "Training report" if folder.is_lone_run else "Curation report"
     page = render_page(
-        title=title or (f"Curation report: {name}" if name else "Curation report"),
+        title=title or (f"{kind}: {name}" if name else kind),
         subtitle=str(folder.recipe.get("source") or ""),
         facts=list_identities(folder),
         sections=sections,
@@ -75,6 +80,9 @@ def list_identities(run: RunFolder) -> str:
 
 def build_sections(run: RunFolder, pool: str | None, truth: Truth | None) -> list[Section]:
     """Return the page's sections in order."""
+    if run.is_lone_run:
+        results = [build_evaluation(run)] if run.evals or run.curves else []
+        return [build_training(run), *results, build_choices(run.runs[0])]
     uids = {subset.name: read_subset(subset.url) for subset in run.subsets if subset.url}
     found = survey_scores(join(run.url, SCORES), run.scores, run.subsets, uids) if run.scores else None
     return [

@@ -30,6 +30,8 @@ PALETTE = {
 NUM_SERIES = 7
 WIDTH = 824
 HALF_WIDTH = 400
+MAX_MARKED = 30
+"""Points of a curve that are still marked one by one."""
 Scale = Callable[[float], float]
 
 
@@ -106,9 +108,21 @@ def draw_histogram(
     return _frame(width, height, parts)
 
 
-def draw_lines(lines: Sequence[Line], *, x_label: str, y_label: str) -> Markup:
-    """Return curves over a common x axis from 0; each raw curve faint, its smoothed one strong."""
-    left, top, right, bottom, height = 46, 22, WIDTH - 12, 262, 302
+def draw_lines(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    width: int = WIDTH,
+    smoothed: bool = True,
+    marked: bool = False,
+) -> Markup:
+    """Return curves over a common x axis from 0; each raw curve faint, its smoothed one strong.
+
+    Without smoothing curves are strong as they are; `marked` shows the points of short ones.
+    """
+    height = 302 if width == WIDTH else 190
+    left, top, right, bottom = 46, 22, width - 12, height - 40
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     ticks = find_ticks(min(ys), max(ys), 6)
@@ -118,13 +132,20 @@ def draw_lines(lines: Sequence[Line], *, x_label: str, y_label: str) -> Markup:
     parts = [_line(left, y_of(t), right, y_of(t), "grid") for t in ticks]
     parts += [_text(left - 6, y_of(t) + 3.5, _format_tick(t, ticks), "end") for t in ticks]
     for line in lines:
-        raw = _thin_out(line.points)
-        parts.append(_path([(x_of(x), y_of(y)) for x, y in raw], line, "raw"))
+        raw = [(x_of(x), y_of(y)) for x, y in _thin_out(line.points)]
+        if not smoothed:
+            dots = raw if marked and len(raw) <= MAX_MARKED else ()
+            parts += [
+                _path(raw, line, "smooth"),
+                *(part for x, y in dots for part in _draw_dot(x, y, line.colour, 2.6)),
+            ]
+            continue
+        parts.append(_path(raw, line, "raw"))
         parts.append(_path([(x_of(x), y_of(y)) for x, y in _thin_out(smooth(line.points))], line, "smooth"))
-    parts += _draw_x_axis(x_of, 0, max(xs), bottom, num=6)
+    parts += _draw_x_axis(x_of, 0, max(xs), bottom, num=6 if width == WIDTH else 3)
     parts.append(_text((left + right) / 2, height - 4, x_label, "middle", css="label"))
     parts.append(_text(0, 10, y_label, "start", css="label"))
-    return _frame(WIDTH, height, parts)
+    return _frame(width, height, parts)
 
 
 def smooth(points: Sequence[tuple[float, float]], *, fraction: float = 0.05) -> list[tuple[float, float]]:
@@ -198,8 +219,8 @@ def draw_scores(rows: Sequence[Score], colours: Mapping[str, str]) -> Markup:
     return _frame(WIDTH, round(y) + 4, axis + parts)
 
 
-def _draw_dot(x: float, y: float, colour: str) -> list[str]:
-    return [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" style="fill:var(--{colour})"/>']
+def _draw_dot(x: float, y: float, colour: str, radius: float = 3.6) -> list[str]:
+    return [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" style="fill:var(--{colour})"/>']
 
 
 def _draw_value_bar(
@@ -225,7 +246,7 @@ def find_ticks(low: float, high: float, num: int, *, whole: bool = False) -> lis
 def _format_tick(value: float, ticks: Sequence[float]) -> str:
     step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(value) or 1
     digits = max(0, min(6, -math.floor(math.log10(abs(step)) + 1e-9)))
-    if digits and round(step * 10**digits, 6) != round(step * 10**digits):
+    if round(step * 10**digits, 6) != round(step * 10**digits):
         digits += 1
     return f"{value + 0.0:,.{digits}f}".replace("-", MINUS)
 

@@ -5,12 +5,15 @@ Values are as DataComp computes them; a line more gives a task's or the average'
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pipeline.report.blocks import Absent, Block, Cell, Figure, Fold, Panel, Section, Table
-from pipeline.report.charts import Score, choose_colours, draw_scores
+from pipeline.report.charts import HALF_WIDTH, WIDTH, Line, Score, choose_colours, draw_lines, draw_scores
 from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent
-from pipeline.report.read import EVALS, NO_FILTER, RunFolder, is_network
+from pipeline.report.published import GROUPS, list_published
+from pipeline.report.read import CURVES, EVALS, NO_FILTER, RunFolder, is_network
+from pipeline.schemas import EVAL_CURVE
 
 DAGGER = "†"
 CORRECTED = "value_corrected"
@@ -23,7 +26,7 @@ def build_evaluation(run: RunFolder) -> Section:
     """Return the results of every model on every task it was evaluated on."""
     models = {label: manifest.facts for label, manifest in run.evals.items()}
     if not models:
-        return Section("Evaluation", [Absent("The run folder holds no evaluation.")])
+        return Section("Evaluation", _draw_curves(run) or [Absent("The run folder holds no evaluation.")])
     tasks = {key: task for facts in models.values() for key, task in facts["tasks"].items()}
     done = [key for key in tasks if any(_find_value(facts, key) is not None for facts in models.values())]
     blocks: list[Block] = []
@@ -31,8 +34,47 @@ def build_evaluation(run: RunFolder) -> Section:
         colours = choose_colours(run.labels, reference=NO_FILTER)
         blocks.append(_draw_tasks(models, tasks, done, colours))
     blocks.append(_list_tasks(models, tasks))
+    blocks += list_published(models)
     blocks += _list_missing(models)
-    return Section("Evaluation", blocks)
+    return Section("Evaluation", blocks + _draw_curves(run))
+
+
+def _draw_curves(run: RunFolder) -> list[Block]:
+    """Return a drawing of the average over a run's checkpoints, and one for each group or, without an average, task."""
+    colours = choose_colours(run.labels, reference=NO_FILTER)
+    counts_samples = all(point["samples"] is not None for points in run.curves.values() for point in points)
+    found = _collect_curves(run, "samples" if counts_samples else "step")
+    if not found:
+        return []
+    width = WIDTH if len(found) == 1 else HALF_WIDTH
+    x_label = "samples seen" if counts_samples else "steps"
+    draw, panels = partial(draw_lines, width=width, smoothed=False, marked=True), []
+    for name, curves in found.items():
+        lines = [Line(colours[label], points, is_dashed=is_network(label)) for label, points in curves.items()]
+        panels.append(Panel(GROUPS.get(name, name), draw(lines, x_label=x_label, y_label="per cent")))
+    return [
+        Figure(
+            caption="Zero-shot results of the checkpoints that a run kept: the average and each group's mean, over the "
+            "tasks that were evaluated.",
+            source=f"{CURVES}/*/{EVAL_CURVE}",
+            panels=panels,
+            num_columns=1 if len(found) == 1 else 2,
+            legend=[(colours[label], label) for label in run.curves],
+        )
+    ]
+
+
+def _collect_curves(run: RunFolder, place: str) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Return what is drawn -> label -> points (place, per cent)."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for label, points in run.curves.items():
+        for point in points:
+            average = point["average"]
+            means = {average["label"].capitalize(): average["value"], **point["groups"]}
+            for name, value in (means if average["num_tasks"] else point["tasks"]).items():
+                if value is not None:
+                    found.setdefault(name, {}).setdefault(label, []).append((point[place], 100 * value))
+    return found
 
 
 def _find_value(facts: Facts, key: str) -> float | None:

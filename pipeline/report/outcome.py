@@ -1,19 +1,16 @@
-"""Sections about what came of it: training, evaluation, provenance, and the summary that leads the page."""
+"""Sections about the run as a whole: the summary that leads the page, provenance and cost."""
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.manifest import Manifest
 from pipeline.report.accounts import count_pool
-from pipeline.report.blocks import Absent, Block, Cell, Figure, Fold, Note, Panel, Section, Table
-from pipeline.report.charts import Line, choose_colours, draw_lines
+from pipeline.report.blocks import Absent, Block, Cell, Fold, Note, Section, Table
 from pipeline.report.formats import (
     NOTHING,
     count_nouns,
     format_count,
-    format_decimal,
     format_duration,
     format_hash,
     format_percent,
@@ -21,18 +18,15 @@ from pipeline.report.formats import (
 )
 from pipeline.report.read import (
     EVALS,
-    NETWORKS,
     NO_FILTER,
     RECIPE,
-    RUNS,
     SCORES,
     SHARDS,
     SUBSETS,
     RunFolder,
-    TrainedRun,
     is_network,
 )
-from pipeline.schemas import EVENTS, METRICS
+from pipeline.schemas import EVENTS
 from pipeline.target_aware import LEGEND, is_target_aware, mark
 
 MAX_HEADLINE_TASKS = 4
@@ -139,65 +133,6 @@ def _compare_value(name: str, values: Mapping[str, float | None]) -> Cell:
 def _is_best(value: float | None, values: Any) -> bool:
     known = [v for v in values if v is not None]
     return value is not None and len(known) > 1 and value == max(known)
-
-
-def build_training(run: RunFolder) -> Section:
-    """Return the loss curves of all runs in one drawing, and what each run was."""
-    if not run.runs:
-        return Section("Training", [Absent("The run folder holds no training run.")])
-    colours = choose_colours(run.labels, reference=NO_FILTER)
-    blocks: list[Block] = []
-    drawn = [r for r in run.runs if _read_losses(r)]
-    if drawn:
-        lines = [Line(colours[r.label], _read_losses(r), is_dashed=is_network(r.label)) for r in drawn]
-        blocks.append(
-            Figure(
-                caption="Training loss against samples seen: faint as logged, strong as the running mean over 5 % of "
-                "the logged steps" + ("; filter networks dashed." if any(is_network(r.label) for r in drawn) else "."),
-                source=f"{RUNS}/*/{METRICS}, {NETWORKS}/*/{METRICS}",
-                panels=[Panel("", draw_lines(lines, x_label="samples seen", y_label="contrastive loss, nats"))],
-                legend=[(colours[r.label], r.label) for r in drawn],
-            )
-        )
-    blocks.append(_list_runs(run.runs))
-    return Section("Training", blocks)
-
-
-def _read_losses(run: TrainedRun) -> list[tuple[float, float]]:
-    return [(m["samples"], m["loss"]) for m in run.metrics if "samples" in m and m.get("loss") is not None]
-
-
-def _list_runs(runs: Sequence[TrainedRun]) -> Table:
-    rows = [_describe_run(r) for r in runs]
-    unfinished = [r.label for r in runs if r.manifest is None]
-    notes = [f"Not finished: {', '.join(unfinished)}; their last logged values are given."] if unfinished else []
-    return Table(
-        caption="Training runs. Final loss is the mean over the last tenth of the steps; samples per second is the "
-        "median over the logged steps.",
-        source=f"{RUNS}/*/manifest.json, {NETWORKS}/*/manifest.json, {METRICS}",
-        columns=("Run", "Model", "Parameters", "Batch", "Samples seen", "Distinct rows", "Epochs", "Loss", "Samples/s"),
-        rows=rows,
-        left=(0, 1),
-        notes=notes,
-    )
-
-
-def _describe_run(run: TrainedRun) -> list[str | Cell]:
-    facts: Facts = run.manifest.facts if run.manifest else {}
-    config: Facts = run.manifest.config if run.manifest else {}
-    last: Facts = run.metrics[-1] if run.metrics else {}
-    rates = [m["samples_per_s"] for m in run.metrics if m.get("samples_per_s")]
-    return [
-        run.label,
-        str(config.get("model", NOTHING)),
-        format_count(facts.get("num_parameters")),
-        format_count(config.get("batch_size")),
-        format_count(facts.get("samples_seen", last.get("samples"))),
-        format_count(facts.get("distinct_rows")),
-        format_decimal(facts.get("mean_epochs"), 1),
-        format_decimal(facts.get("final_loss", last.get("loss")), 3),
-        format_decimal(statistics.median(rates), 0) if rates else NOTHING,
-    ]
 
 
 def build_provenance(run: RunFolder, version: int) -> Section:

@@ -10,17 +10,21 @@ import fsspec
 from pipeline.config import read_config
 from pipeline.errors import StageError
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.schemas import EVENTS, METRICS
+from pipeline.schemas import EVAL_CURVE, EVENTS, METRICS, ZEROSHOT
 from pipeline.select import Step
 from pipeline.storage import exists, join, list_folder, name_of, read_bytes
 from pipeline.subset import SUBSET_SUFFIX
 
 RECIPE = "recipe.json"
 SCORES, SUBSETS, SHARDS = "scores", "subsets", "shards"
-NETWORKS, RUNS, EVALS = "networks", "runs", "eval"
+NETWORKS, RUNS, EVALS, CURVES = "networks", "runs", "eval", "curves"
 NETWORK_PREFIX = "network-"
 """Filter networks are evaluated under this and their name."""
 NETWORK_LABEL = "network "
+TRAIN_STAGE = "train"
+"""What the manifest of a training run says it is."""
+HERE = "."
+"""The folder of a training run that is reported on alone."""
 NO_FILTER = "none"
 """The subset that keeps the whole pool: what the others are compared with."""
 
@@ -59,6 +63,8 @@ class TrainedRun:
     """None while it is not finished."""
     metrics: tuple[Mapping[str, Any], ...]
     """The lines of metrics.jsonl."""
+    points: tuple[Mapping[str, Any], ...]
+    """The lines of zeroshot.jsonl."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +81,21 @@ class RunFolder:
     """Filter networks last."""
     evals: Mapping[str, Manifest]
     """By label; filter networks last."""
+    curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By label: the checkpoints of a run evaluated together, the lines of curve.jsonl without those that failed."""
     events: tuple[Mapping[str, Any], ...]
+
+    @property
+    def is_lone_run(self) -> bool:
+        """Whether the folder is that of one training run, and not of a recipe's."""
+        return [run.folder for run in self.runs] == [HERE]
 
     @property
     def labels(self) -> list[str]:
         """Names of subsets, runs and models in the page's order; each has one colour everywhere."""
-        return list(dict.fromkeys([*(s.name for s in self.subsets), *(r.label for r in self.runs), *self.evals]))
+        return list(
+            dict.fromkeys([*(s.name for s in self.subsets), *(r.label for r in self.runs), *self.evals, *self.curves])
+        )
 
 
 def read_run(url: str) -> RunFolder:
@@ -96,14 +111,19 @@ def read_run(url: str) -> RunFolder:
         scores=read_manifest(join(url, SCORES)),
         subsets=tuple(_read_subsets(join(url, SUBSETS), order)),
         shards=_read_manifests(join(url, SHARDS), order),
-        runs=(*_read_runs(url, RUNS, order), *_read_runs(url, NETWORKS, list(recipe.get("networks", ())))),
+        runs=(
+            *_read_run(url, HERE, name_of(url)),
+            *_read_runs(url, RUNS, order),
+            *_read_runs(url, NETWORKS, list(recipe.get("networks", ()))),
+        ),
         evals=_read_evals(join(url, EVALS), order),
+        curves=_read_curves(join(url, CURVES), order),
         events=tuple(_read_lines(join(url, EVENTS))),
     )
-    if not (run.recipe or run.scores or run.subsets or run.shards or run.runs or run.evals):
+    if not (run.recipe or run.scores or run.subsets or run.shards or run.runs or run.evals or run.curves):
         raise StageError(
-            f"{url!r} holds nothing to report on: there is no {RECIPE}, {SCORES}, {SUBSETS}, {SHARDS}, {RUNS} or "
-            f"{EVALS} in it. Name the folder that `winnow run --out` made."
+            f"{url!r} holds nothing to report on: there is no {RECIPE}, {SCORES}, {SUBSETS}, {SHARDS}, {RUNS}, "
+            f"{EVALS} or {CURVES} in it. Name the folder that `winnow run --out` made."
         )
     return run
 
@@ -169,14 +189,25 @@ def _read_manifests(folder: str, order: Sequence[str]) -> dict[str, Manifest]:
 
 
 def _read_runs(url: str, kind: str, order: Sequence[str]) -> list[TrainedRun]:
-    runs = []
-    for name in _list_folders(join(url, kind), order):
-        folder = join(url, kind, name)
-        manifest, metrics = read_manifest(folder), tuple(_read_lines(join(folder, METRICS)))
-        label = name if kind == RUNS else NETWORK_LABEL + name
-        if manifest or metrics:
-            runs.append(TrainedRun(label=label, folder=f"{kind}/{name}", manifest=manifest, metrics=metrics))
-    return runs
+    prefix = "" if kind == RUNS else NETWORK_LABEL
+    names = _list_folders(join(url, kind), order)
+    return [run for name in names for run in _read_run(url, f"{kind}/{name}", prefix + name)]
+
+
+def _read_run(url: str, folder: str, label: str) -> list[TrainedRun]:
+    """Return the training run in a folder of the run folder; [] when there is none."""
+    place = url if folder == HERE else join(url, folder)
+    manifest = read_manifest(place)
+    metrics, points = (tuple(_read_lines(join(place, name))) for name in (METRICS, ZEROSHOT))
+    if not (manifest or metrics) or (manifest and manifest.stage != TRAIN_STAGE):
+        return []
+    return [TrainedRun(label=label, folder=folder, manifest=manifest, metrics=metrics, points=points)]
+
+
+def _read_curves(folder: str, order: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    found = {name: _read_lines(join(folder, name, EVAL_CURVE)) for name in _list_folders(folder, order)}
+    whole = {name: [point for point in points if "error" not in point] for name, points in found.items()}
+    return {_label_model(name): points for name, points in whole.items() if points}
 
 
 def _read_evals(folder: str, order: Sequence[str]) -> dict[str, Manifest]:

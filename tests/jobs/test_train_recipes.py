@@ -3,6 +3,7 @@
 import pytest
 
 from jobs.recipes import builtin_recipes, load_recipe
+from pipeline.clip_model import describe_architecture
 from pipeline.errors import ConfigError
 from training.config import TrainConfig
 
@@ -23,6 +24,7 @@ def test_datacomps_scales(scale: str) -> None:
     assert (config.model, config.batch_size, config.learning_rate, config.warmup_steps) == (model, batch, rate, warmup)
     assert (config.beta1, config.beta2, config.eps, config.weight_decay) == (0.9, beta2, 1e-6, 0.2)
     assert 0 <= config.samples - samples < batch and config.schedule == "cosine"
+    assert config.sampler == "datacomp" and config.precision == "bf16"
 
 
 def test_another_scale_under_a_filter_recipe() -> None:
@@ -37,6 +39,7 @@ def test_another_scale_under_a_filter_recipe() -> None:
             learning_rate=5e-4,
             warmup_steps=500,
             precision="bf16",
+            sampler="datacomp",
         )
     )
     assert medium.train == load_recipe("train-datacomp-medium").train
@@ -55,6 +58,8 @@ def test_vitamins_schedules() -> None:
     assert long.augment.scale == (0.4, 1.0) and long.augment.gray_scale_prob == 0.2
     tuned = load_recipe("train-vitamin-l-336").train
     assert tuned and (tuned.schedule, tuned.weight_decay, tuned.learning_rate) == ("constant", 0.0, 1e-5)
+    largest = load_recipe("train-vitamin-xl-long").train
+    assert largest and describe_architecture(largest.model)["vision_cfg"]["image_size"] == 224
     locked = load_recipe("train-vitamin-s-ltt").train
     assert locked and (locked.model, locked.lock_text) == ("ViTamin-S-LTT", "ViTamin-L/datacomp1b")
     assert len([name for name in builtin_recipes() if name.startswith("train-vitamin")]) == 11

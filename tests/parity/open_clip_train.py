@@ -5,7 +5,9 @@
 PEER_PYTHON is an environment with open_clip_torch 3.3.0 and webdataset 0.2.86.  Winnow trains on made shards; then
 open_clip_train.main runs whole, with only its data answered: the uint8 crops, tokens and per-step seeds that winnow
 used.  So the init, weight-decay groups, schedule, loss, clipping, accumulation and clamp are the peer's.  Compared:
-loss and learning rate of each step; optimiser groups by name, betas, eps, the logit scale at the end.
+loss, learning rates and decays of each step; optimiser groups by name, betas, eps, the logit scale at the end.
+With --accum the peer adds the gradient of the logit scale (and bias) once per part, as its train.py calls backward on
+the whole loss for each; `--scale-once` divides it by the parts before the peer clips.
 `--freeze FILE` writes the peer's numbers for tests/training/test_train_parity.py.  Exit code 1 when something differs.
 """
 
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline.clip_model import open_model
 from training.config import TrainConfig
@@ -38,6 +41,7 @@ PEER = """
 import importlib.util, json, sys
 from types import SimpleNamespace
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 asked = torch.load(sys.argv[1], weights_only=True)
 import open_clip
 open_clip.add_model_config(asked["ours"] + "/clip_models")
@@ -49,7 +53,7 @@ from importlib.metadata import version
 assert version("open_clip_torch") == "3.3.0", version("open_clip_torch")
 assert version("webdataset") == "0.2.86" or asked["any_webdataset"], version("webdataset")
 mean, std = (torch.tensor(asked[name])[:, None, None] for name in ("mean", "std"))
-found = {"losses": [], "rates": []}
+found = {"losses": [], "steps": []}
 class Batches:
     num_batches, num_samples = len(asked["pixels"]), sum(map(len, asked["pixels"]))
     def __iter__(self):
@@ -59,10 +63,18 @@ class Batches:
             yield (pixels.permute(0, 3, 1, 2).float().div(255) - mean) / std, tokens.long()
 def get_data(*_, **__):
     return {"train": SimpleNamespace(dataloader=Batches(), set_epoch=lambda epoch: None)}
-made = peer.cosine_lr
-def cosine_lr(optimizer, *rest):
+def note_step(optimizer, *_):
     found["optimizer"] = optimizer
-    return made(optimizer, *rest)
+    found["steps"].append([[group["lr"], group["weight_decay"]] for group in optimizer.param_groups])
+register_optimizer_step_pre_hook(note_step)
+clip = torch.nn.utils.clip_grad_norm_
+def clip_once(*args, **kwargs):
+    for name, parameter in found["model"].named_parameters():
+        if name in ("logit_scale", "logit_bias"):
+            parameter.grad /= asked["parts"]
+    return clip(*args, **kwargs)
+if asked["scale_once"]:
+    torch.nn.utils.clip_grad_norm_ = clip_once
 creating = peer.create_model_and_transforms
 def create(*args, **kwargs):
     built = creating(*args, **kwargs)
@@ -75,10 +87,9 @@ class Recorded(torch.nn.Module):
     def forward(self, *args, **kwargs):
         losses = self.inner(*args, **kwargs)
         found["losses"].append(sum(losses.values()).item())
-        found["rates"].append(found["optimizer"].param_groups[0]["lr"])
         return losses
 losing = peer.create_loss
-peer.get_data, peer.cosine_lr, peer.create_model_and_transforms = get_data, cosine_lr, create
+peer.get_data, peer.create_model_and_transforms = get_data, create
 peer.create_loss = lambda args: Recorded(losing(args))
 peer.main(asked["flags"])
 names = {id(parameter): name for name, parameter in found["model"].named_parameters()}
@@ -88,7 +99,8 @@ groups = [
     for group in found["optimizer"].param_groups
 ]
 scale = found["model"].logit_scale.item()
-answer = {"losses": found["losses"], "rates": found["rates"], "groups": groups, "logit_scale": scale}
+losses = found["losses"][:: asked["parts"]]  # each part's is that of the whole batch
+answer = {"losses": losses, "steps": found["steps"], "groups": groups, "logit_scale": scale}
 open(sys.argv[2], "w").write(json.dumps(answer))
 """
 
@@ -112,7 +124,7 @@ def write_shards(folder: Path, num: int, side: int) -> None:
                 tar.addfile(info, io.BytesIO(content))
 
 
-def ask_peer(config: TrainConfig, data: Path, logs: Path, *, any_webdataset: bool) -> dict[str, Any]:
+def ask_peer(config: TrainConfig, data: Path, logs: Path, **said: bool) -> dict[str, Any]:
     """Return what the peer is told: the batches of every step, seeds for what is random in the model, and flags."""
     opened = open_model(config.model)
     crop = read_crop(opened.train_transform, config.augment)
@@ -138,12 +150,12 @@ def ask_peer(config: TrainConfig, data: Path, logs: Path, *, any_webdataset: boo
         "seeds": [seed if part == 0 else None for seed in seeds for part in range(parts)],
         "mean": crop.mean,
         "std": crop.std,
-        "any_webdataset": any_webdataset,
-    }
+        "parts": parts,
+    } | said
 
 
 def run_peer(python: str, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the peer's losses, rates, groups and logit scale."""
+    """Return the peer's losses, rates and decays of each step, groups and logit scale."""
     torch.save(asked, folder / "asked.pt")
     command = [python, "-c", PEER, str(folder / "asked.pt"), str(folder / "answer.json")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -151,6 +163,19 @@ def run_peer(python: str, asked: dict[str, Any], folder: Path) -> dict[str, Any]
         raise SystemExit(done.stderr[-4000:])
     answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
     return answer
+
+
+def run_ours(config: TrainConfig, data: Path, out: Path) -> tuple[list[dict[str, Any]], list[list[list[float]]]]:
+    """Return the lines of metrics.jsonl, and of each step each group's learning rate and weight decay."""
+    steps = []
+
+    def note_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        steps.append([[group["lr"], group["weight_decay"]] for group in optimizer.param_groups])
+
+    noting = register_optimizer_step_pre_hook(note_step)
+    train(config, data=str(data), out=str(out), quiet=True)
+    noting.remove()
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()], steps
 
 
 def describe_ours(config: TrainConfig) -> list[dict[str, Any]]:
@@ -164,20 +189,21 @@ def describe_ours(config: TrainConfig) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def compare(config: TrainConfig, lines: list[dict[str, Any]], peer: dict[str, Any]) -> bool:
+def compare(
+    config: TrainConfig, lines: list[dict[str, Any]], steps: list[list[list[float]]], peer: dict[str, Any]
+) -> bool:
     """Print one row per thing compared and return whether all are equal."""
-    # With accumulation the peer computes the loss of the whole batch once per part, of equal value.
-    losses = [value for value in peer["losses"][:: config.accum_freq]]
-    rates = peer["rates"][:: config.accum_freq]
-    gap = max(abs(line["loss"] - loss) for line, loss in zip(lines, losses, strict=True))
+    losses = peer["losses"]
+    gaps = [abs(line["loss"] - loss) for line, loss in zip(lines, losses, strict=True)]
+    worst = f"max gap {max(gaps):.2e}, step {gaps.index(max(gaps)) + 1}"
     rows = [
-        (f"loss of {len(losses)} steps, {losses[0]:.4f} -> {losses[-1]:.4f}", f"max gap {gap:.2e}", gap <= TOLERANCE),
-        ("learning rate of each step", "equal", [line["learning_rate"] for line in lines] == rates),
-        ("optimiser groups, decay, betas, eps", "equal", describe_ours(config) == peer["groups"]),
+        (f"loss of {len(losses)} steps, {losses[0]:.4f} -> {losses[-1]:.4f}", worst, max(gaps) <= TOLERANCE),
+        ("learning rate and decay of each step and group", f"{len(steps)} steps", steps == peer["steps"]),
+        ("optimiser groups, decay, betas, eps", "by name", describe_ours(config) == peer["groups"]),
         ("logit scale at the end", "", abs(lines[-1]["logit_scale"] - np.exp(peer["logit_scale"])) <= TOLERANCE),
     ]
     for what, how, is_same in rows:
-        print(f"{config.model:22s} {what:48s} {how:20s} {'same' if is_same else 'DIFFERENT'}")
+        print(f"{config.model:22s} {what:48s} {how:26s} {'same' if is_same else 'DIFFERENT'}")
     return all(is_same for *_, is_same in rows)
 
 
@@ -192,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--accum", type=int, default=1)
     parser.add_argument("--loss", default="clip")
     parser.add_argument("--clip-norm", type=float)
+    parser.add_argument("--scale-once", action="store_true", help="mend the peer's gradient of the logit scale")
     parser.add_argument("--side", type=int, default=256, help="px of the made pictures")
     parser.add_argument("--freeze", type=Path, help="write the peer's numbers here")
     args = parser.parse_args(argv)
@@ -203,14 +230,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_shards(folder / "shards", min(config.samples, 256), args.side)
-        asked = ask_peer(config, folder / "shards", folder / "logs", any_webdataset=args.any_webdataset)
+        said = {"any_webdataset": args.any_webdataset, "scale_once": args.scale_once}
+        asked = ask_peer(config, folder / "shards", folder / "logs", **said)
         peer = run_peer(args.python, asked, folder)
-        train(config, data=str(folder / "shards"), out=str(folder / "ours"), quiet=True)
-        lines = [json.loads(line) for line in (folder / "ours" / "metrics.jsonl").read_text().splitlines()]
+        lines, steps = run_ours(config, folder / "shards", folder / "ours")
     if args.freeze:
-        kept = {name: peer[name] for name in ("losses", "rates", "logit_scale")}
-        args.freeze.write_text(json.dumps({"config": case, "side": args.side} | kept) + "\n")
-    return 0 if compare(config, lines, peer) else 1
+        kept = {"losses": peer["losses"], "rates": [groups[0][0] for groups in peer["steps"]]}
+        text = json.dumps({"config": case, "side": args.side} | kept | {"logit_scale": peer["logit_scale"]})
+        args.freeze.write_text(text + "\n")
+    return 0 if compare(config, lines, steps, peer) else 1
 
 
 if __name__ == "__main__":

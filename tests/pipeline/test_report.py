@@ -264,6 +264,52 @@ def test_whole_run(run: Path, pool: str, tmp_path: Path) -> None:
     assert Path(url).stat().st_size < 1_000_000
 
 
+def test_one_training_run_alone(run: Path) -> None:
+    folder = run / "runs" / "bright"
+    points = [{"step": s, "samples": 8 * s, "tasks": {"cifar10": s / 100, "gone": None}} for s in (10, 20, 29)]
+    (folder / "zeroshot.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points) + '{"step": 9, "ta')
+    page = read_page(write_report(str(folder)))
+    assert "Training report: bright" in page.text and "Funnel" not in page.text
+    assert "cifar10 10 15 20 25 0 100 200 samples seen main metric, %" in page.text and "gone" not in page.text
+    assert page.text.count("samples seen") == 3 + 1  # loss, cifar10, samples a second; the caption
+    assert "bright: of 14 rows these could not be used: unreadable_image 1." in page.text
+    assert "batch_size 8" in page.text and "runs/*" not in page.text
+    assert "cifar10 10 15 20 25" in read_page(write_report(str(run))).text
+
+
+def write_curve(folder: Path, points: list[tuple[int, float | None]], *, num_tasks: int) -> None:
+    """Write checkpoints' averages, and one that failed."""
+    lines: list[dict[str, Any]] = [{"step": 9, "samples": 72, "error": "the model gives vectors that are not finite"}]
+    for step, value in points:
+        average = {"label": f"partial average over {num_tasks} of 38 tasks", "value": value, "num_tasks": num_tasks}
+        groups = {"imagenet_shift": value} if num_tasks else {}
+        tasks = {"own": 0.5, "gone": None}
+        lines.append({"step": step, "samples": 8 * step, "average": average, "groups": groups, "tasks": tasks})
+    folder.mkdir(parents=True)
+    (folder / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_checkpoints_evaluated_together(run: Path) -> None:
+    write_curve(run / "curves" / "bright", [(10, 0.1), (20, 0.25)], num_tasks=2)
+    write_curve(run / "curves" / "network-dfn", [(10, 0.2)], num_tasks=2)
+    page = read_page(write_report(str(run)))
+    ticks = "10.0 12.5 15.0 17.5 20.0 22.5 25.0 0 100 samples seen per cent"
+    assert f"bright network dfn Partial average over 2 of 38 tasks {ticks} Shifts {ticks} Figure" in page.text
+    assert sum(attributes.get("r") == "2.6" for _, attributes in page.tags) == 2 * 3
+
+
+def test_checkpoints_of_one_training_run_alone(run: Path) -> None:
+    folder = run / "runs" / "bright"
+    write_curve(folder / "curves" / "all", [(10, None), (29, None)], num_tasks=0)
+    text = read_page(write_report(str(folder))).text
+    assert "Evaluation all own 50 0 50 100 150 200 samples seen per cent Figure" in text and "gone" not in text
+
+
+def test_a_folder_of_another_stage_is_no_training_run(run: Path) -> None:
+    with pytest.raises(StageError, match="nothing to report on"):
+        write_report(str(run / "eval" / "none"))
+
+
 def test_captions_are_text(run: Path, pool: str) -> None:
     url = write_report(str(run), pool=pool)
     page = read_page(url)

@@ -13,8 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
+from made_s3 import Server, other_client, serve_s3
 
 from pipeline.clip_model import open_model
 from pipeline.errors import PoolError
@@ -40,50 +39,10 @@ PART_BYTES = 50 << 20
 """s3fs starts a multipart upload above this."""
 
 
-class Quiet(WSGIRequestHandler):
-    """Prints no request."""
-
-    def log(self, type: str, message: str, *args: Any) -> None:
-        pass
-
-
-class Server:
-    """An S3 server, with one (method, path, bytes sent) for each request."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str, int]] = []
-        self._app = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._count, threaded=True, request_handler=Quiet)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def _count(self, environ: Any, start_response: Any) -> list[bytes]:
-        body = b"".join(self._app(environ, start_response))
-        self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], len(body)))
-        return [body]
-
-    def bytes_sent(self, path: str) -> int:
-        return sum(size for method, asked, size in self.requests if method == "GET" and asked == path)
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server()
-    wanted = {"AWS_ENDPOINT_URL": server.endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    wanted |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in wanted.items():
-            patch.setenv(name, value)
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with serve_s3() as server:
         yield server
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture
@@ -93,11 +52,6 @@ def bucket(server: Server, request: pytest.FixtureRequest) -> str:
     other_client().mkdir(name)
     server.requests.clear()
     return f"s3://{name}"
-
-
-def other_client() -> Any:
-    """What stands for another process: a client with its own memory of listings."""
-    return fsspec.filesystem("s3", skip_instance_cache=True)
 
 
 def uploads(bucket: str) -> list[Any]:
@@ -272,7 +226,7 @@ for main, words in (
 def run_stages(folder: Path, *words: str) -> str:
     """Score, select and write shards in one process, as the verbs do, and return what they printed."""
     done = subprocess.run(
-        [sys.executable, "-c", STAGES, *words], cwd=folder, capture_output=True, text=True, timeout=250, check=False
+        [sys.executable, "-c", STAGES, *words], cwd=folder, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout

@@ -2,7 +2,7 @@ import pytest
 
 from pipeline.config import read_config
 from pipeline.errors import ConfigError
-from training.config import TrainConfig, describe_choices
+from training.config import TrainConfig, Zeroshot, describe_choices
 
 
 @pytest.mark.parametrize(
@@ -47,5 +47,6 @@ def test_a_recipe_block_is_read_and_a_misspelt_field_named():
 
 
 def test_how_a_run_goes_is_no_part_of_what_it_is():
-    config = TrainConfig(model="winnow-vit-tiny", samples=1280, num_workers=2, log_every_steps=1)
+    how = {"report_to": (), "zeroshot": Zeroshot(tasks=("cifar10",), every_samples=64)}
+    config = TrainConfig(model="winnow-vit-tiny", samples=1280, num_workers=2, log_every_steps=1, **how)
     assert describe_choices(config) == describe_choices(TrainConfig(model="winnow-vit-tiny", samples=1280))

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import training.decode as decode_module
 from pipeline.clip_model import open_model
 from pipeline.images import MAX_PIXELS, UnreadableImage, decode_image
 from training.config import Augment
-from training.decode import decode_pixels
+from training.decode import decode_jpeg, decode_pixels
 from training.images import NUM_DRAWS, choose_box, crop_image, crop_pixels, read_crop, read_image
 from training.order import draw_uniform
 
@@ -73,6 +74,22 @@ BROKEN = {
 def test_pixels_are_pillows(name):
     given = decode_pixels(FILES[name])
     assert given.dtype == np.uint8 and np.array_equal(given, np.asarray(decode_image(FILES[name])))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_exact_crops_are_pillows_whoever_decodes(name):
+    crop, image = read_crop(open_model("winnow-vit-tiny").train_transform), decode_image(FILES[name])
+    for uniform in draw_uniform(0, np.arange(4), NUM_DRAWS).tolist():
+        assert np.array_equal(read_image(FILES[name], crop, uniform), crop_image(image, crop, uniform))
+
+
+def test_a_simplejpeg_of_other_pixels_is_not_used(monkeypatch):
+    simplejpeg = pytest.importorskip("simplejpeg")
+    whole = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda content, **settings: whole(content, **settings) ^ 1)
+    decode_module._find_simplejpeg.cache_clear()
+    assert decode_jpeg(JPEG) is None and np.array_equal(decode_pixels(JPEG), np.asarray(decode_image(JPEG)))
+    decode_module._find_simplejpeg.cache_clear()
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from pipeline.clip_model import open_model
 from pipeline.errors import StageError
 from training.checkpoint import RunState, Saver, list_saves, load_resume, snapshot, write_save
 from training.config import TrainConfig
-from training.metrics import MetricsLog, cut_metrics
+from training.metrics import MetricsLog, cut_lines
 from training.run import _save_gathered, train
+from training.stopping import find_collapse
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"model": "winnow-vit-tiny", "samples": 32 * 24, "batch_size": 32, "warmup_steps": 4}
@@ -72,9 +74,9 @@ def test_lines_after_the_resumed_step_are_cut(tmp_path):
         log.write(step=step, loss=1.0, learning_rate=0.1, logit_scale=14.0, grad_norm=1.0)
     with Path(url).open("ab") as file:
         file.write(b'{"step": 4, "lo')
-    cut_metrics(url, step=2)
+    cut_lines(url, step=2)
     assert [json.loads(line)["step"] for line in Path(url).read_text().splitlines()] == [1, 2]
-    cut_metrics(str(tmp_path / "absent.jsonl"), step=0)
+    cut_lines(str(tmp_path / "absent.jsonl"), step=0)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +158,31 @@ def test_saves_of_another_run_give_way_to_the_first_save_of_this(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     saver, state = Saver(str(tmp_path), identity="x", keep=1), make_state(5)
-    _save_gathered(state, saver)
+    _save_gathered(TrainConfig(**SETTINGS), state, saver)
     state.step = 10
     state.model.bias.data[0] = torch.inf
     with pytest.raises(StageError, match=r"a weight became .* by step 10\. The last good save is .*resume-00000005"):
-        _save_gathered(state, saver)
+        _save_gathered(TrainConfig(**SETTINGS), state, saver)
     assert list_saves(str(tmp_path)) == [5]
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_a_model_that_guesses_again_is_warned_of(tmp_path, caplog, loss):
+    """The means of 50 steps go straight from 0.5 to 1.01 of guessing, and pass 0.75 in the 25th step of the worse."""
+    config = TrainConfig(**SETTINGS, loss=loss)
+    guess = math.log(32) if loss == "clip" else -math.log(1 / 32) - 31 * math.log(31 / 32)
+    saver, state = Saver(str(tmp_path), identity="x", keep=1), make_state(168)
+    state.losses = [guess] * 20 + [0.5 * guess] * 100 + [1.01 * guess] * 48
+    _save_gathered(config, state, saver)
+    assert not caplog.text
+    state.losses += [1.01 * guess]
+    _save_gathered(config, state, saver)
+    assert f"by step 169 the loss is back at that of guessing, {guess:.3f}; until step 144 it" in caplog.text
+
+
+def test_a_model_that_never_learned_goes_on():
+    config = TrainConfig(**SETTINGS)
+    assert find_collapse([math.log(32)] * 300, config) is None
 
 
 def test_a_snapshot_is_of_its_step_whatever_comes_after():

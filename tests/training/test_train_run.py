@@ -40,7 +40,13 @@ def finished(squares, tmp_path_factory):
 
 def test_a_run_says_what_it_did(finished):
     out, manifest = finished
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoint.pt", "manifest.json", "metrics.jsonl", "model.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoint.pt",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.json",
+        "tensorboard",
+    ]
     assert read_manifest(str(out)) == manifest
     assert manifest.stage == "train" and manifest.counts["rows"].kept == 256
     lines = read_lines(out)
@@ -154,6 +160,13 @@ def test_a_diverging_run_names_its_last_good_save(squares, tmp_path):
     config = make_config(learning_rate=1e30, warmup_steps=0, checkpoint_every_steps=1)
     with pytest.raises(StageError, match=r"last good save is .*resume-00000001\.pt"):
         train(config, data=str(squares), out=str(tmp_path), quiet=True)
+
+
+def test_a_run_whose_last_step_diverges_is_not_finished(squares, tmp_path):
+    config = make_config(samples=32, learning_rate=1e39, warmup_steps=0)
+    with pytest.raises(StageError, match="a weight became infinite or NaN by step 1"):
+        train(config, data=str(squares), out=str(tmp_path), quiet=True)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_changed_config_is_named_and_trained_afresh(finished, squares, tmp_path, caplog):

@@ -111,11 +111,41 @@ def test_datacomps_rows_are_equally_likely_whatever_their_shards_size():
     assert abs((rows >= 30).mean() - 0.5) < 0.01
 
 
-@pytest.mark.parametrize("name", ["exact", "datacomp"])
-def test_any_cut_of_the_positions_gives_the_same_rows(name):
+@pytest.mark.parametrize(("name", "window"), [("exact", 0), ("exact", 3), ("datacomp", 0)])
+def test_any_cut_of_the_positions_gives_the_same_rows(name, window):
     index = make_index([n // 2 for n in range(len(SHARDS))], tars=SHARDS)
-    whole = open_sampler(name, index, batch_size=16, seed=7)(range(9600))
+    settings = {"index": index, "batch_size": 16, "window_shards": window}
+    whole = open_sampler(name, seed=7, **settings).rows_at(range(9600))
     for start in (9584, 4992, 0, 4000):
-        fresh = open_sampler(name, index, batch_size=16, seed=7)
-        assert np.array_equal(fresh(range(start, start + 16)), whole[start : start + 16])
-    assert not np.array_equal(whole, open_sampler(name, index, batch_size=16, seed=8)(range(9600)))
+        fresh = open_sampler(name, seed=7, **settings)
+        assert np.array_equal(fresh.rows_at(range(start, start + 16)), whole[start : start + 16])
+    assert not np.array_equal(whole, open_sampler(name, seed=8, **settings).rows_at(range(9600)))
+
+
+@pytest.mark.parametrize("batch_size", [32, 24])
+def test_windows_come_one_after_the_other_and_stay_exact(batch_size):
+    """Epochs of 12 shards that end inside a batch, each row there twice or thrice within its shard."""
+    tars, twins = np.repeat(np.arange(12), 85), [n // 3 if n % 5 < 3 else 10_000 + n for n in range(12 * 85)]
+    index, num = make_index(twins, tars=tars), 12 * 85
+    rows = ExactSampler(index, batch_size=batch_size, seed=4, window_shards=4).rows_at(range(num * 8))
+    assert count_meetings(rows, twins, batch_size) == 0
+    windows = [tars[window] for epoch in rows.reshape(-1, num) for window in epoch.reshape(3, -1)]
+    for epoch in rows.reshape(-1, num):
+        assert sorted(epoch) == list(range(num))
+    stray = sum(len(shards) - np.sort(np.bincount(shards))[-4:].sum() for shards in windows)
+    assert stray < 0.1 * batch_size * len(windows)  # rows of the batch that two windows share stand in shard order
+    assert len({tuple(sorted(set(shards))) for shards in windows[::3]}) > 1  # other shards together in each epoch
+    plain = ExactSampler(index, batch_size=batch_size, seed=4).rows_at(range(num))
+    assert len(set(tars[plain[: num // 3]])) == 12
+
+
+def test_a_part_of_a_batch_needs_few_shards():
+    tars = np.repeat(np.arange(16), 500)
+    rows = ExactSampler(make_index(range(8000), tars=tars), batch_size=400, seed=0, window_shards=8).rows_at(
+        range(4000)
+    )
+    parts = tars[rows].reshape(10, 4, 100)  # of four processes
+    held = [set(part.ravel()) for part in parts.transpose(1, 0, 2)]
+    assert (
+        all(len(shards) <= 4 for shards in held) and set.union(*held) == set(tars[rows]) and len(set(tars[rows])) == 8
+    )

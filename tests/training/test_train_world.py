@@ -1,5 +1,7 @@
 """Two processes against one, with gloo on this machine's CPU."""
 
+import copy
+import inspect
 import json
 import os
 import signal
@@ -14,9 +16,12 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.manifest import read_manifest
+from training import loss, sharding
 from training.config import TrainConfig
-from training.loss import contrastive_loss, sigmoid_loss
+from training.optim import build_optimizer
 from training.run import train
+from training.step import check_batch_norms
+from training.world import ALONE, World
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"model": "winnow-vit-tiny", "batch_size": 32, "warmup_steps": 4, "log_every_steps": 1}
@@ -28,36 +33,84 @@ train(TrainConfig(**eval(sys.argv[1])), data=sys.argv[2], out=sys.argv[3], quiet
 """
 
 
-LOSSES = """
-import sys, torch
-from training.config import TrainConfig
-from training.loss import contrastive_loss, sigmoid_loss
-from training.world import join_world
-with join_world(TrainConfig(model="none", samples=6, batch_size=6), torch.device("cpu")) as world:
-    image_GD, text_GD, scale, bias = torch.load(sys.argv[1])
-    own_B = slice(3 * world.rank, 3 * world.rank + 3)
-    given = [image_GD[own_B], text_GD[own_B], scale, bias]
+def measure_losses(given, world):
+    """Return both losses of this process's rows and their gradients, with all logits at once and in pieces of a row."""
+    own_B = slice(3 * world.rank, 3 * world.rank + 6 // world.size)
+    own = [rows_GD[own_B] for rows_GD in given[:2]] + given[2:]
     found = []
-    for measure, number in ((contrastive_loss, 3), (sigmoid_loss, 4)):
-        leaves = [value.clone().requires_grad_() for value in given[:number]]
-        loss = measure(*leaves, world)
-        loss.backward()
-        found.append((loss.detach(), [leaf.grad for leaf in leaves]))
-    torch.save(found, sys.argv[2] + str(world.rank))
+    for limit in (loss.MOST_LOGITS, 6):
+        loss.MOST_LOGITS, before = limit, loss.MOST_LOGITS
+        for measure, number in ((loss.contrastive_loss, 3), (loss.sigmoid_loss, 4)):
+            leaves = [value.clone().requires_grad_() for value in own[:number]]
+            value = measure(*leaves, world)
+            value.backward()
+            found.append((value.detach(), [leaf.grad for leaf in leaves]))
+        loss.MOST_LOGITS = before
+    return found
+
+
+def step_three_times(values, world):
+    """Return weights after three steps, the optimiser's whole state after two, and how many parameters it is of."""
+    config = TrainConfig(model="none", samples=6, batch_size=6, shard_optimizer=True, **values)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 4))
+    optimizer = build_optimizer(model, config)
+    owners = sharding.assign_owners(config, optimizer, world)
+    for step in range(3):
+        torch.manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        if owners:
+            sharding.drop_gradients_of_others(optimizer, owners, world.rank)
+        optimizer.step()
+        if owners:
+            sharding.share_weights(optimizer, owners)
+        if step == 1:
+            hand_over = sharding.receive_state if world.is_first else sharding.send_state
+            whole = world.share(hand_over(optimizer.state_dict(), owners, world))
+            kept = copy.deepcopy(sharding.keep_own(whole, owners, world.rank))
+            whole = copy.deepcopy(whole)
+            optimizer = build_optimizer(model, config)
+            optimizer.load_state_dict(kept)
+    return model.state_dict(), whole, len(optimizer.state)
+
+
+OPTIMIZERS = [
+    {"optimizer": "adamw"},
+    {"optimizer": "lamb"},
+    {"optimizer": "lion"},
+    {"optimizer": "muon"},
+    {"optimizer": "adan", "beta1": 0.98, "beta2": 0.92, "beta3": 0.99},
+]
+TOGETHER = f"""
+import copy, sys, torch
+from pipeline.errors import ConfigError
+from training import loss, sharding
+from training.config import TrainConfig
+from training.optim import build_optimizer
+from training.world import join_world
+{inspect.getsource(measure_losses)}
+{inspect.getsource(step_three_times)}
+with join_world(TrainConfig(model="none", samples=6, batch_size=6), torch.device("cpu")) as world:
+    losses = measure_losses(torch.load(sys.argv[1]), world)
+    stepped = [step_three_times(values, world) for values in {OPTIMIZERS}]
+    world.check_same({{"model": "a", "augment": None}})
+    try:
+        world.check_same({{"model": "a", "log_every_steps": 10 + world.rank}})
+    except ConfigError as error:
+        torch.save((losses, stepped, str(error)), sys.argv[2] + str(world.rank))
 """
 
 
 def start_two(program, *arguments):
-    """Start a program in two processes, as torchrun does."""
+    """Start a program in two processes, as torchrun does, each with a process group of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return [
-        subprocess.Popen(command, cwd=ROOT, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
+    own = [os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    return [subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) for environment in own]
 
 
 def train_in_two(values, data, out):
@@ -100,28 +153,56 @@ def assert_same(two, one):
     assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-5) for name in first)
     found, wanted = read_manifest(str(two)), read_manifest(str(one))
     assert (found.counts, found.config, found.parents) == (wanted.counts, wanted.config, wanted.parents)
-    loss = wanted.facts["final_loss"]
-    assert found.facts == wanted.facts | {"final_loss": pytest.approx(loss, abs=1e-5)}
+    final = wanted.facts["final_loss"]
+    assert found.facts == wanted.facts | {"final_loss": pytest.approx(final, abs=1e-5)}
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
 
 
-def test_the_mean_of_two_losses_and_gradients_is_that_of_the_whole(tmp_path):
-    """DistributedDataParallel takes the mean of parameter gradients, to which each row adds in its process alone."""
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The rows given, and what each of two processes found: losses, steps, the error of unlike choices."""
+    folder = tmp_path_factory.mktemp("together")
     torch.manual_seed(0)
     rows = [torch.nn.functional.normalize(torch.randn(6, 5), dim=1) for _ in range(2)]
     given = [*rows, torch.tensor(10.0), torch.tensor(-3.0)]
-    torch.save(given, tmp_path / "given.pt")
-    processes = start_two(LOSSES, tmp_path / "given.pt", tmp_path / "found")
+    torch.save(given, folder / "given.pt")
+    processes = start_two(TOGETHER, folder / "given.pt", folder / "found")
     assert [process.wait(600) for process in processes] == [0, 0]
-    found = [torch.load(tmp_path / f"found{rank}") for rank in (0, 1)]
-    for measure, number, parts in ((contrastive_loss, 3, 0), (sigmoid_loss, 4, 1)):
-        leaves = [value.clone().requires_grad_() for value in given[:number]]
-        loss = measure(*leaves)
-        loss.backward()
-        (first, first_grads), (second, second_grads) = found[0][parts], found[1][parts]
-        torch.testing.assert_close((first + second) / 2, loss.detach())
-        for leaf, a, b in zip(leaves, first_grads, second_grads, strict=True):
-            torch.testing.assert_close(torch.cat([a, b]) / 2 if a.ndim else (a + b) / 2, leaf.grad)
+    return given, [torch.load(folder / f"found{rank}") for rank in (0, 1)]
+
+
+def test_the_mean_of_two_losses_and_gradients_is_that_of_the_whole(together):
+    """DistributedDataParallel takes the mean of parameter gradients, to which each row adds in its process alone."""
+    given, ((first, *_), (second, *_)) = together
+    alone = measure_losses(given, ALONE)[:2] * 2
+    for (wanted, leaf_grads), (a, a_grads), (b, b_grads) in zip(alone, first, second, strict=True):
+        torch.testing.assert_close((a + b) / 2, wanted)
+        for leaf, x, y in zip(leaf_grads, a_grads, b_grads, strict=True):
+            torch.testing.assert_close(torch.cat([x, y]) / 2 if x.ndim else (x + y) / 2, leaf)
+
+
+def test_a_sharded_optimizer_steps_as_a_whole_one_and_its_state_can_be_saved_whole(together):
+    """Bit for bit, every optimiser; each process holds a part of the state."""
+    _, ((_, first, _), (_, second, _)) = together
+    for values, (a, a_state, num_a), (b, b_state, num_b) in zip(OPTIMIZERS, first, second, strict=True):
+        wanted, state, num = step_three_times(values, ALONE)
+        for found, whole in ((a, a_state), (b, b_state)):
+            torch.testing.assert_close((found, whole["state"]), (wanted, state["state"]), rtol=0, atol=0)
+            assert repr(whole["param_groups"]) == repr(state["param_groups"])
+        assert num_a + num_b == num == 6 and num_a and num_b
+
+
+def test_processes_of_unlike_choices_are_told_so(together):
+    told = "process 1 was started with log_every_steps 11, the first with 10. Start all with the same command."
+    assert [message for *_, message in together[1]] == [told, told]
+
+
+def test_batch_norms_are_not_shared_between_cpus():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model.logit_scale = torch.nn.Parameter(torch.zeros(()))
+    check_batch_norms(model, ALONE)
+    with pytest.raises(ConfigError, match="the model has 1 batch norms"):
+        check_batch_norms(model, World(size=2))
 
 
 @pytest.mark.slow
@@ -141,8 +222,10 @@ def test_two_processes_train_what_one_does(rows_with_a_broken_one, tmp_path):
         ({"cut_text": True, "grad_clip_norm": 0.5, "sampler": "datacomp"},) * 2,
         ({"accum_freq": 2, "patch_dropout": 0.5}, {"accum_freq": 4, "patch_dropout": 0.5}),
         ({"accum_freq": 2, "loss": "siglip"}, {"accum_freq": 4, "loss": "siglip"}),
+        ({"shard_optimizer": True, "grad_clip_norm": 0.5, "grad_checkpointing": "all"}, {"grad_clip_norm": 0.5}),
+        ({"shard_optimizer": True, "optimizer": "lamb", "accum_freq": 2}, {"optimizer": "lamb", "accum_freq": 4}),
     ],
-    ids=["siglip", "cut", "parts", "siglip parts"],
+    ids=["siglip", "cut", "parts", "siglip parts", "sharded", "sharded parts"],
 )
 def test_two_processes_train_every_way(rows_with_a_broken_one, tmp_path, two, one):
     train_in_two({"samples": 32 * 6} | two, rows_with_a_broken_one, tmp_path / "two")
@@ -154,8 +237,8 @@ def test_two_processes_train_every_way(rows_with_a_broken_one, tmp_path, two, on
 
 @pytest.mark.slow
 def test_killed_in_two_processes_a_run_goes_on_in_one(rows_with_a_broken_one, tmp_path):
-    """kill -9 of a process ends the other with an error, and torchrun; what was saved is gone on from."""
-    values = {"samples": 32 * 16, "checkpoint_every_steps": 3}
+    """kill -9 of a process ends the other with an error, and torchrun; what was saved is gone on from, unsharded."""
+    values = {"samples": 32 * 16, "checkpoint_every_steps": 3, "shard_optimizer": True}
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     killed = tmp_path / "killed"
@@ -177,12 +260,13 @@ def test_killed_in_two_processes_a_run_goes_on_in_one(rows_with_a_broken_one, tm
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_after_the_same_step(rows_with_a_broken_one, tmp_path):
-    values, out = {"samples": 32 * 400, "checkpoint_every_steps": 5}, tmp_path / "out"
+    """Its loader gets the signal too, as schedulers send it."""
+    values, out = {"samples": 32 * 400, "checkpoint_every_steps": 5, "num_workers": 1}, tmp_path / "out"
     processes = start_two(PROGRAM, SETTINGS | values, rows_with_a_broken_one, out)
     while not list(out.glob("resume-*.pt")):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)
+    os.killpg(processes[1].pid, signal.SIGTERM)
     assert [process.wait(600) for process in processes] == [1, 1]  # Stopped, which the command line makes 143
     (save,) = out.glob("resume-*.pt")
     assert read_lines(out)[-1][0] == torch.load(save, weights_only=True)["step"] < 400

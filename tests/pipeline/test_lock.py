@@ -68,7 +68,8 @@ def test_of_many_drivers_at_once_one_gets_in(tmp_path: Path) -> None:
     assert (len(inside), len(refused)) == (1, 3)
 
 
-def test_a_dead_process_of_this_machine_is_followed_at_once(tmp_path: Path) -> None:
+def test_a_dead_process_of_this_machine_is_followed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "EXPIRY_S", 600)
     script = "import os, sys; from pipeline.lock import hold_lock\nwith hold_lock(sys.argv[1], 'score'): os._exit(9)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, timeout=60)
     assert (tmp_path / LOCK).exists()

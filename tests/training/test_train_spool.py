@@ -110,7 +110,7 @@ def test_about_two_windows_are_here_at_a_time(both, tmp_path):
     spool.start()
     for step in range(24):
         spool.go_on(step)
-        held = [int(path.stem) for kind in ("tar", "pending") for path in Path(spool.folder).glob(f"*.{kind}")]
+        held = [int(path.stem) for kind in ("pending", "tar") for path in Path(spool.folder).glob(f"*.{kind}")]
         assert set(held) == set(range(step // 2, min(12, (step + 5) // 2)))
     spool.close()
 

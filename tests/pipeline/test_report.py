@@ -1,4 +1,4 @@
-"""write_report on a small run made by the real stages' own functions; truth numbers by hand."""
+"""write_report on a small run made by the real stages' own functions."""
 
 import io
 import json
@@ -20,14 +20,11 @@ from pipeline.ledger import Unit
 from pipeline.manifest import Counts, Manifest, add_counts, write_manifest
 from pipeline.pool import list_parts
 from pipeline.report import write_report
-from pipeline.report.distributions import NumberColumn, find_edges
-from pipeline.report.formats import format_duration, format_percent, format_points, format_score
-from pipeline.report.truth import build_truth, compare_subset, find_kinds, measure_overlap
 from pipeline.schemas import IMAGE, TEXT, UID
 from pipeline.score import score_part
 from pipeline.subset import write_subset
 from pipeline.tars import TarRow, make_member, write_rows
-from pipeline.uid import format_uids, parse_uids
+from pipeline.uid import parse_uids
 
 NUM_ROWS = 60
 HOSTILE = '<script>alert("x")</script><img src=https://example.org/x.png>'
@@ -386,42 +383,6 @@ def test_wrong_truth(run: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({UID: [uid_of(1)]}), tmp_path / "half.parquet")
     with pytest.raises(PoolError, match="kind"):
         write_report(str(run), truth=str(tmp_path / "half.parquet"))
-
-
-def test_truth_numbers() -> None:
-    kinds = ["clean", "clean", "clean", "clean", "spam", "spam", "foreign"]
-    truth = build_truth(uids_of(*range(7)), kinds, ["clean"])
-    assert truth.kinds == ("clean", "spam", "foreign")
-    found = compare_subset(truth, uids_of(0, 0, 1, 4, 9))
-    assert (found.num_kept, found.precision, found.recall, found.num_unknown) == (3, 2 / 3, 0.5, 1)
-    assert found.kept_fractions == {"clean": 0.5, "spam": 0.5, "foreign": 0.0}
-    nothing = compare_subset(truth, uids_of())
-    assert (nothing.precision, nothing.recall) == (None, 0.0)
-    assert compare_subset(build_truth(uids_of(1), ["clean"]), uids_of(1)).precision is None
-    assert find_kinds(truth, uids_of(4, 0, 8)) == {uid_of(0): "clean", uid_of(4): "spam"}
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [((1, 2, 3), (2, 3, 4), 0.5), ((1, 1, 2), (1, 2, 2), 1.0), ((1,), (2,), 0.0), ((), (1,), 0.0), ((), (), None)],
-)
-def test_overlap(first: tuple[int, ...], second: tuple[int, ...], expected: float | None) -> None:
-    assert measure_overlap(uids_of(*first), uids_of(*second)) == expected
-
-
-def test_edges_of_whole_numbers_are_between_them() -> None:
-    column = NumberColumn("words", is_whole=True, minimum=1, maximum=4)
-    column.radix[0x8000 + 0x3F80] = 3
-    column.radix[0x8000 + 0x4080] = 2
-    np.testing.assert_array_equal(find_edges(column), [0.5, 1.5, 2.5, 3.5, 4.5])
-
-
-def test_formats() -> None:
-    assert [format_percent(x, unit=False) for x in (0.4, 0.0001, 0.0, None)] == ["40.0", "<0.1", "0.0", "–"]
-    assert (format_points(-0.012), format_points(0.5)) == ("−1.2", "+50.0")
-    assert [format_score(x) for x in (31519.0, -0.254488, 1.0)] == ["31,519", "−0.2545", "1"]
-    assert format_duration(61.04).endswith("s") and format_duration(3725).startswith("1")
-    assert format_uids(uids_of(5)).to_pylist() == [uid_of(5)]
 
 
 def test_subset_of_other_scores(run: Path, pool: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.schemas import UID
 from pipeline.select_table import ScoreTable
 from pipeline.storage import fingerprint_all, is_local, join
 from pipeline.stored import read_stored
-from pipeline.subset import count_in_subset
+from pipeline.subset import is_in_subset
 from pipeline.uid import parse_uids
 
 
@@ -125,5 +125,5 @@ def read_pool(
 def keep_subset(batches: Batches, subset: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the rows whose uids the sorted subset has."""
     for uids, block_ND in batches:
-        inside_N = count_in_subset(uids, subset) > 0
+        inside_N = is_in_subset(uids, subset)
         yield uids[inside_N], block_ND[inside_N]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from jobs.arguments import job, make_parser
 from pipeline.report import write_report
+from pipeline.report.distributions import SURVEY_ROWS
 
 EXAMPLE = """  winnow report out --pool pools/cifar-web
   winnow report out --pool pool --truth truth.parquet --right-kinds clean,exact_duplicate
@@ -19,9 +20,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", help="the pool, for thumbnails")
     parser.add_argument("--truth", help="parquet with uid and kind, to report precision and recall")
     parser.add_argument("--right-kinds", default="", help="kinds of the truth file that are right, with commas")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=SURVEY_ROWS,
+        help="scores to draw histograms and choose pictures from, in whole parts evenly spaced; 0: all (%(default)s)",
+    )
     args = parser.parse_args(argv)
     kinds = tuple(kind for kind in args.right_kinds.split(",") if kind)
-    print(write_report(args.run, pool=args.pool, truth=args.truth, right_kinds=kinds))
+    print(write_report(args.run, pool=args.pool, truth=args.truth, right_kinds=kinds, max_rows=args.rows))
 
 
 if __name__ == "__main__":

@@ -88,6 +88,15 @@ def count_in_subset(uids: np.ndarray, subset: np.ndarray) -> np.ndarray:
     return counts
 
 
+def is_in_subset(uids: np.ndarray, subset: np.ndarray) -> np.ndarray:
+    """Return bool (rows,): whether each uid stands in the sorted subset."""
+    if not len(subset):
+        return np.zeros(len(uids), bool)
+    nearest = subset[np.minimum(search_subset(subset, uids, or_equal=False), len(subset) - 1)]
+    found: np.ndarray = (nearest["f0"] == uids["f0"]) & (nearest["f1"] == uids["f1"])
+    return found
+
+
 def search_subset(subset: np.ndarray, uids: np.ndarray, *, or_equal: bool) -> np.ndarray:
     """Return int64 (rows,): how many subset entries are below each uid (or equal to it).
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.storage import join, read_ranges, remove, sha256_of_file, write_atomic, write_bytes
-from pipeline.subset import count_in_subset, search_subset
+from pipeline.subset import count_in_subset, is_in_subset, search_subset
 from pipeline.subset_runs import Merged, merge_runs, numpy_header, write_run
 from pipeline.uid import UID_BYTES, UID_DTYPE, is_sorted, sort_uids, unique_uids
 
@@ -87,7 +87,7 @@ def count_shared(uids: np.ndarray, others: np.ndarray) -> int:
     num_shared, last = 0, np.empty(0, UID_DTYPE)
     for piece in _split(uids):
         first = np.flatnonzero(_mark_first(piece, last))
-        num_shared += int((count_in_subset(piece[first], others) > 0).sum())
+        num_shared += int(is_in_subset(piece[first], others).sum())
         last = piece[-1:]
     return num_shared
 

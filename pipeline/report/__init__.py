@@ -24,7 +24,7 @@ from pipeline.report.accounts import build_failures, build_funnel
 from pipeline.report.blocks import Section
 from pipeline.report.charts import PALETTE
 from pipeline.report.curation import build_pictures, build_scores, build_truth_section
-from pipeline.report.distributions import Distributions, survey_scores
+from pipeline.report.distributions import SURVEY_ROWS, Distributions, survey_scores
 from pipeline.report.evaluation import build_evaluation
 from pipeline.report.formats import format_hash
 from pipeline.report.outcome import build_provenance, build_summary
@@ -47,16 +47,18 @@ def write_report(
     truth: str | None = None,
     right_kinds: tuple[str, ...] = (),
     title: str | None = None,
+    max_rows: int = SURVEY_ROWS,
 ) -> str:
     """Write RUN/report.html about everything that is in the run folder, and return where it is.
 
-    pool: for pictures and captions; truth: parquet with uid and kind, for precision and recall over `right_kinds`.
+    pool: for pictures and captions; truth: parquet with uid and kind, for precision and recall over `right_kinds`;
+    max_rows: of scores, to draw histograms and choose pictures from (0: all).  Accounts are always of all rows.
     Raises StageError when the folder holds nothing, PoolError for a pool or truth that cannot be read, ConfigError
     for a right kind that the truth lacks.
     """
     folder = read_run(run)
     known = read_truth(truth, right_kinds) if truth else None
-    sections = build_sections(folder, pool, known)
+    sections = build_sections(folder, pool, known, max_rows)
     name = folder.runs[0].label if folder.is_lone_run else folder.recipe.get("name")
     kind = "Training report" if folder.is_lone_run else "Curation report"
     page = render_page(
@@ -78,13 +80,15 @@ def list_identities(run: RunFolder) -> str:
     return " · ".join([*found, f"format version {FORMAT_VERSION}"])
 
 
-def build_sections(run: RunFolder, pool: str | None, truth: Truth | None) -> list[Section]:
+def build_sections(run: RunFolder, pool: str | None, truth: Truth | None, max_rows: int) -> list[Section]:
     """Return the page's sections in order."""
     if run.is_lone_run:
         results = [build_evaluation(run)] if run.evals or run.curves else []
         return [build_training(run), *results, build_choices(run.runs[0])]
     uids = {subset.name: read_subset(subset.url) for subset in run.subsets if subset.url}
-    found = survey_scores(join(run.url, SCORES), run.scores, run.subsets, uids) if run.scores else None
+    found = None
+    if run.scores:
+        found = survey_scores(join(run.url, SCORES), run.scores, run.subsets, uids, max_rows=max_rows)
     return [
         build_summary(run),
         build_funnel(run),

@@ -12,7 +12,7 @@ from pipeline.report.distributions import Distributions, NumberColumn, TextColum
 from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent, format_score
 from pipeline.report.pictures import Choice, Found, build_gallery
 from pipeline.report.read import SCORES, SUBSETS, RunFolder, Subset
-from pipeline.report.truth import Agreement, Truth, compare_subset, measure_overlap
+from pipeline.report.truth import Agreement, Truth, compare_subset, cut_alike, measure_overlap
 
 TOP_VALUES = 9
 """Values of a string column that get a bar of their own."""
@@ -67,8 +67,10 @@ def _list_columns(run: RunFolder, found: Distributions) -> Table:
         kind = run.scores.facts["types"][name]
         column = found.columns.get(name)
         rows.append([Cell(text=name, code=True), owner, _shorten_type(kind), *_describe(column)])
+    num_parts = len(run.scores.facts["parts"])
+    read = "" if found.num_read == num_parts else f"{format_count(found.num_read)}, evenly spaced, of "
     return Table(
-        caption=f"Score columns over {count_nouns(len(run.scores.facts['parts']), 'part')}. Null counts rows without a "
+        caption=f"Score columns over {read}{count_nouns(num_parts, 'part')}. Null counts rows without a "
         "score, NaN included; a null passes no rule.",
         source=f"{SCORES}/manifest.json, {SCORES}/*/*.parquet",
         columns=("Column", "Filter", "Type", "Rows", "Null", "Minimum", "Mean", "Maximum", "Distinct"),
@@ -219,12 +221,18 @@ def _list_kinds(truth: Truth, found: Mapping[str, Agreement]) -> Table:
 
 def _list_overlaps(uids: Mapping[str, np.ndarray]) -> Table:
     rows: list[list[str | Cell]] = []
-    for place, (name, subset) in enumerate(uids.items()):
-        shares = [measure_overlap(subset, other) for other in list(uids.values())[: place + 1]]
+    looked_at = cut_alike(uids)
+    for place, (name, subset) in enumerate(looked_at.items()):
+        shares = [measure_overlap(subset, other) for other in list(looked_at.values())[: place + 1]]
         cells = [Cell(text=format_percent(share), fraction=share) for share in shares]
         rows.append([name, *cells, *[""] * (len(uids) - place - 1)])
+    num_whole, num_looked_at = (max(map(len, each.values())) for each in (uids, looked_at))
+    share = (
+        f", estimated from the {format_count(num_looked_at)} lowest uids of the largest and those of the others below"
+    )
+    estimated = share if num_looked_at < num_whole else ""
     return Table(
-        caption="Overlap of subsets: rows in both as a share of the rows in either (Jaccard index).",
+        caption=f"Overlap of subsets: rows in both as a share of the rows in either (Jaccard index){estimated}.",
         source=f"{SUBSETS}/*.npy",
         columns=("", *uids),
         rows=rows,

@@ -1,6 +1,7 @@
 """Stored scores -> histograms, top values and rows to look at, in two passes; one part is held at a time.
 
-The first pass finds each column's range from the radix counts that `select` uses; the second fills the bins.
+The first pass finds each column's range from the radix counts that `select` uses; the second fills the bins.  Of a pool
+of many rows evenly spaced parts are read, so that a page takes no longer for a billion rows than for a few million.
 """
 
 import math
@@ -20,9 +21,11 @@ from pipeline.select import find_columns, walk
 from pipeline.select_radix import RADIX_BITS, count_radix, order_keys
 from pipeline.select_table import ScoreTable
 from pipeline.storage import join
-from pipeline.subset import count_in_subset
+from pipeline.subset import is_in_subset
 from pipeline.uid import UID_DTYPE, parse_uids
 
+SURVEY_ROWS = 2_000_000
+"""Of a larger pool about this many rows are read, in whole parts."""
 NUM_BINS = 48
 TAIL_FRACTION = 0.005
 """Share of rows at either end that may lie beyond the axis of a histogram."""
@@ -104,14 +107,18 @@ class Distributions:
     ranked: Mapping[str, Ranked]
     unreadable: Mapping[str, str]
     """Part -> why its scores could not be read."""
+    num_read: int
+    """Parts that were read, or could not be."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreFiles:
-    """Where stored scores are, and which parts of them can be read."""
+    """Where stored scores are, which parts of them to read, and which of these cannot be."""
 
     url: str
     manifest: Manifest
+    every: int
+    """One part in so many is read."""
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -119,11 +126,16 @@ class ScoreFiles:
         """Columns of numbers or strings; embeddings are left out."""
         return [name for name, kind in self.manifest.facts["types"].items() if "list" not in kind]
 
+    @property
+    def parts(self) -> list[tuple[int, str]]:
+        """Number and name of the parts to read."""
+        return list(enumerate(self.manifest.facts["parts"]))[:: self.every]
+
     def read(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield (number of the part, batch of UID and all columns); a part that fails is noted and passed over."""
         owners = {column: self.manifest.facts["columns"][column] for column in self.columns}
         table = ScoreTable({name: join(self.url, name) for name in sorted(set(owners.values()))}, owners)
-        for number, name in enumerate(self.manifest.facts["parts"]):
+        for number, name in self.parts:
             if name in self.unreadable:
                 continue
             try:
@@ -136,13 +148,20 @@ class ScoreFiles:
 
 
 def survey_scores(
-    url: str, manifest: Manifest, subsets: Sequence[Subset], uids: Mapping[str, np.ndarray]
+    url: str,
+    manifest: Manifest,
+    subsets: Sequence[Subset],
+    uids: Mapping[str, np.ndarray],
+    *,
+    max_rows: int = SURVEY_ROWS,
 ) -> Distributions:
     """Return the distributions of all score columns, split by the subsets that use them.
 
-    `uids` has the sorted uids of each subset whose file is there; the others are not split.
+    `uids` has the sorted uids of each subset whose file is there; the others are not split.  Of more than `max_rows`
+    rows (0: any number) evenly spaced parts that hold about so many are read.
     """
-    files = ScoreFiles(url, manifest)
+    num_rows = max((counts.read for counts in manifest.counts.values()), default=0)
+    files = ScoreFiles(url, manifest, every=max(1, math.ceil(num_rows / max_rows)) if max_rows else 1)
     columns: dict[str, Column] = {name: _open_column(name, manifest.facts["types"][name]) for name in files.columns}
     present = [subset for subset in subsets if subset.name in uids]
     users: dict[str, list[str]] = {name: [] for name in columns}
@@ -158,7 +177,7 @@ def survey_scores(
         _prepare(column, users[column.name], marks.get(column.name, []))
     for part, batch in files.read():
         _tally_batch(columns, users, ranked, uids, part, batch)
-    return Distributions(columns, users, ranked, files.unreadable)
+    return Distributions(columns, users, ranked, files.unreadable, len(files.parts))
 
 
 def _open_column(name: str, kind: str) -> Column:
@@ -292,7 +311,7 @@ def _tally_batch(
     """Second pass: fill the bins, and offer the rows to the shortlists."""
     rows = parse_uids(batch.column(UID))
     used = dict.fromkeys([*(name for names in users.values() for name in names), *ranked])
-    is_kept = {name: count_in_subset(rows, uids[name]) > 0 for name in used}
+    is_kept = {name: is_in_subset(rows, uids[name]) for name in used}
     for name, column in columns.items():
         if isinstance(column, TextColumn):
             _tally_texts(column, _to_texts(batch.column(name)), is_kept)

@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError, PoolError, check_name
 from pipeline.schemas import UID
 from pipeline.storage import open_file
-from pipeline.subset import count_in_subset
+from pipeline.subset import is_in_subset, search_subset
 from pipeline.uid import format_uids, parse_uids, sort_uids
 
 KIND = "kind"
+OVERLAP_ROWS = 1_000_000
+"""Rows of the largest subset by which overlaps are estimated, where it has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,9 @@ def build_truth(uids: np.ndarray, kinds: Sequence[str | None], right_kinds: Sequ
 
 def compare_subset(truth: Truth, subset: np.ndarray) -> Agreement:
     """Return how well a sorted subset agrees with the truth; a row that repeats in the subset counts once."""
-    is_kept = count_in_subset(truth.uids, subset) > 0
+    is_kept = is_in_subset(truth.uids, subset)
     distinct = drop_repeats(subset)
-    unknown = count_in_subset(distinct, sort_uids(truth.uids)) == 0
+    unknown = ~is_in_subset(distinct, sort_uids(truth.uids))
     hits, num_kept, num_right = int((is_kept & truth.is_right).sum()), int(is_kept.sum()), int(truth.is_right.sum())
     totals = np.bincount(truth.codes, minlength=len(truth.kinds))
     kept = np.bincount(truth.codes[is_kept], minlength=len(truth.kinds))
@@ -104,7 +106,7 @@ def compare_subset(truth: Truth, subset: np.ndarray) -> Agreement:
 
 def find_kinds(truth: Truth, uids: np.ndarray) -> dict[str, str]:
     """Return uid (hex) -> kind for those of `uids` that the truth names; the first counts where one repeats."""
-    named = count_in_subset(truth.uids, sort_uids(uids)) > 0
+    named = is_in_subset(truth.uids, sort_uids(uids))
     texts = format_uids(truth.uids[named]).to_pylist()
     pairs = zip(texts, truth.codes[named].tolist(), strict=True)
     return {uid: truth.kinds[code] for uid, code in reversed(list(pairs))}
@@ -117,9 +119,21 @@ def drop_repeats(subset: np.ndarray) -> np.ndarray:
     return subset[is_new]
 
 
+def cut_alike(subsets: Mapping[str, np.ndarray], num_rows: int = OVERLAP_ROWS) -> dict[str, np.ndarray]:
+    """Return the part of each sorted subset below one uid, which leaves the largest `num_rows`; small ones stay whole.
+
+    A uid is a hash, so a row in two subsets is below it or not by chance, and shares of the parts estimate the whole's.
+    """
+    largest = max(subsets.values(), key=len)
+    if len(largest) <= num_rows:
+        return dict(subsets)
+    limit = largest[num_rows : num_rows + 1]
+    return {name: uids[: int(search_subset(uids, limit, or_equal=False)[0])] for name, uids in subsets.items()}
+
+
 def measure_overlap(first: np.ndarray, second: np.ndarray) -> float | None:
     """Return the Jaccard index |A and B| / |A or B| of the distinct rows of two subsets; None if both are empty."""
     first, second = drop_repeats(first), drop_repeats(second)
-    num_shared = int((count_in_subset(first, second) > 0).sum())
+    num_shared = int(is_in_subset(first, second).sum())
     num_either = len(first) + len(second) - num_shared
     return num_shared / num_either if num_either else None

@@ -4,6 +4,7 @@ Parts, each in float32 on the CPU with as many threads and workers on both sides
 
     sets    whole commands, model loading included, over the sets under --data and, with --classes, three more with
             ImageNet's templates and first class names: one command of each for all sets
+    family  the same over those three alone, each with as many images to a prompt as ImageNet-1k, -V2 and -Sketch have
     text    class vectors of three sets with ImageNet's 80 templates and first --classes names
     cached  winnow alone: metrics and intervals from vectors that are there, at the tasks' real sizes
 
@@ -20,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+from PIL import Image
 from torch.nn.functional import normalize
 
 from eval38 import classify, fairness, retrieve, statistics, wilds
@@ -40,7 +42,9 @@ from pipeline.tars import read_rows
 from tests.made_evalsets import write_tars
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILY = ("family-1k", "family-v2", "family-sketch")
+FAMILY = {"family-1k": 50_000, "family-v2": 10_000, "family-sketch": 50_889}
+"""Images of ImageNet-1k's validation set, -V2 and -Sketch, of 1,000 classes each."""
+CALTECH = "wds_vtab-caltech101_test"
 TEMPLATES = [template("{c}") for template in OPENAI_IMAGENET_TEMPLATES]
 BATCH = 256
 PEER_COMMAND = f"""
@@ -102,24 +106,39 @@ def copy_set(source: Path, folder: Path, images: int, *, classes: int | None = N
         (folder / words.name).write_bytes(words.read_bytes())
 
 
-def make_family(data: Path, pictures: Path, *, classes: int, images: int) -> None:
-    """Write three sets with ImageNet's templates and first class names, and pictures of another set."""
-    for name in FAMILY:
+def make_family(data: Path, pictures: Path, *, classes: int, images: Mapping[str, int]) -> None:
+    """Write sets with ImageNet's templates and first class names, and pictures of another set; `images` of each."""
+    for name, number in images.items():
         folder = data / folder_of(own_task(name))
-        copy_set(pictures, folder, images, classes=classes)
+        copy_set(pictures, folder, number, classes=classes)
         (folder / "classnames.txt").write_text("".join(f"{one}\n" for one in IMAGENET_CLASSNAMES[:classes]))
         (folder / "zeroshot_classification_templates.txt").write_text("".join(f"{one}\n" for one in TEMPLATES))
 
 
 def compare_sets(args: argparse.Namespace, folder: Path) -> None:
-    """Print the ratio of two whole commands over the same sets, and whether their accuracies are equal."""
-    data, names = folder / "data", []
+    """Compare commands over the sets of a folder and, with classes, three of ImageNet's words."""
+    data, images = folder / "data", {}
     for source in sorted(args.data.glob("wds_*_test")):
-        names.append(f"own-{source.name.removeprefix('wds_').removesuffix('_test')}")
-        copy_set(source, data / folder_of(own_task(names[-1])), args.images)
+        name = f"own-{source.name.removeprefix('wds_').removesuffix('_test')}"
+        images[name] = args.images
+        copy_set(source, data / folder_of(own_task(name)), args.images)
     if args.classes:
-        make_family(data, args.data / "wds_vtab-caltech101_test", classes=args.classes, images=args.images)
-        names += FAMILY
+        family = dict.fromkeys(FAMILY, args.images)
+        make_family(data, args.data / CALTECH, classes=args.classes, images=family)
+        images |= family
+    compare_commands(args, folder, images)
+
+
+def compare_family(args: argparse.Namespace, folder: Path) -> None:
+    """Compare commands over three sets of ImageNet's words, as large for their classes as the real ones."""
+    images = {name: number * args.classes // 1000 for name, number in FAMILY.items()}
+    make_family(folder / "data", args.data / CALTECH, classes=args.classes, images=images)
+    compare_commands(args, folder, images)
+
+
+def compare_commands(args: argparse.Namespace, folder: Path, images: Mapping[str, int]) -> None:
+    """Print the ratio of two whole commands over the same sets, and whether their accuracies are equal."""
+    data, names = folder / "data", list(images)
     architecture, checkpoint = save_weights(args.model, folder)
     ours = [sys.executable, "-m", "jobs", "eval", "--model", f"{architecture}@{checkpoint}", "--data", str(data)]
     ours += ["--device", "cpu", f"eval.own=[{','.join(names)}]", "--out"]
@@ -131,14 +150,14 @@ def compare_sets(args: argparse.Namespace, folder: Path) -> None:
         out = folder / f"ours{number}"
         found = run([*ours, str(out)], threads=args.threads), run(theirs, threads=args.threads)
         tell("sets", *found)
-    bare = time_tower(f"{architecture}@{checkpoint}", args.images * len(names), args.threads)
+    bare = time_tower(f"{architecture}@{checkpoint}", sum(images.values()), args.threads)
     print(
         f"bare image tower {bare:.1f} s: winnow {found[0][0] / bare:.2f} of it, clip_benchmark {found[1][0] / bare:.2f}"
     )
     rows = {row["key"]: row["metrics"] for row in map(json.loads, (out / "eval_results.jsonl").open())}
     peer = {name: json.loads(next(folder.glob(f"*{name}.json")).read_text())["metrics"] for name in names}
     largest = max(abs(rows[own_task(name).key][of] - peer[name][of]) for name in names for of in ("acc1", "acc5"))
-    print(f"{len(names)} sets of {args.images} images; largest difference of acc1 and acc5: {largest:.1e}")
+    print(f"images of each set: {dict(images)}; largest difference of acc1 and acc5: {largest:.1e}")
 
 
 def tell(what: str, ours: tuple[float, float], theirs: tuple[float, float]) -> None:
@@ -153,17 +172,11 @@ def time_tower(model: str, images: int, threads: int) -> float:
     """Return the processor time of the image tower alone on so many images, in batches."""
     torch.set_num_threads(threads)
     encoder = Encoder(open_model(model), device="cpu", precision="fp32")
-    size = np.asarray(encoder.geometry(_grey())).shape
+    size = np.asarray(encoder.geometry(Image.new("RGB", (64, 48)))).shape
     start = time.process_time()
     for first in range(0, images, BATCH):
         encoder.encode_images(torch.zeros(min(BATCH, images - first), *size, dtype=torch.uint8))
     return time.process_time() - start
-
-
-def _grey() -> "object":
-    from PIL import Image
-
-    return Image.new("RGB", (64, 48))
 
 
 def compare_text(args: argparse.Namespace, folder: Path) -> None:
@@ -246,12 +259,12 @@ def time_cached(args: argparse.Namespace) -> None:
 def main() -> None:
     """Parse and run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["sets", "text", "cached"])
+    parser.add_argument("part", choices=["sets", "family", "text", "cached"])
     parser.add_argument("--peer", help="python that has clip_benchmark")
-    parser.add_argument("--data", type=Path, help="sets: folder with wds_..._test folders of labelled images")
+    parser.add_argument("--data", type=Path, help="sets, family: folder with wds_..._test folders of labelled images")
     parser.add_argument("--model", default="winnow-vit-tiny", help="ARCHITECTURE, fresh weights, or ARCHITECTURE@FILE")
     parser.add_argument("--images", type=int, default=1000, help="sets: images of each set")
-    parser.add_argument("--classes", type=int, default=0, help="classes of ImageNet; sets: 0 for no such sets")
+    parser.add_argument("--classes", type=int, default=0, help="classes of ImageNet; sets: 0 for none of them")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -259,7 +272,7 @@ def main() -> None:
         if args.part == "cached":
             time_cached(args)
         else:
-            {"sets": compare_sets, "text": compare_text}[args.part](args, Path(folder))
+            {"sets": compare_sets, "family": compare_family, "text": compare_text}[args.part](args, Path(folder))
 
 
 if __name__ == "__main__":

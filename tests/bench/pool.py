@@ -4,9 +4,10 @@
 The pool has CommonPool's layout, 100,000 rows a file.  A caption is the first half of one real caption and the second
 half of another of the same language or source; every fifth has a made-up word besides, so that the number of distinct
 words grows with the pool as on the web.  Uids, sizes and scores are invented.  Each recipe then runs by `winnow run
---until select` in processes of its own, and its rule by DataComp's apply_filter with one worker on the first --sample
-rows.  Prints wall seconds, CPU seconds and the peak of the sum of PSS, all of the process tree (sampled), microseconds
-of CPU a row and their ratio.  Nothing is compared but cost; tests/parity/datacomp.py compares the uids.
+--until select` in processes of its own, and its rule by DataComp's apply_filter with one worker on --sample rows and on
+a tenth of them, whose difference prices a row of DataComp's without its start.  Ours is priced with its start.  Prints
+wall seconds, CPU seconds and the peak of the sum of PSS, all of the process tree (sampled), microseconds of CPU a row
+and their ratio.  Nothing is compared but cost; tests/parity/datacomp.py compares the uids.
 """
 
 import argparse
@@ -127,18 +128,21 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary)
-        metadata, sample = folder / f"metadata-{args.rows}", folder / f"sample-{args.sample}"
-        for place, rows in ((metadata, args.rows), (sample, args.sample)):
+        metadata, samples = folder / f"metadata-{args.rows}", [args.sample, args.sample // 10]
+        places = [folder / f"sample-{rows}" for rows in samples]
+        for place, rows in ((metadata, args.rows), *zip(places, samples, strict=True)):
             if not place.is_dir():
                 make_pool(place, rows, args.text)
         for recipe in args.recipes:
             ours = run_ours(folder, metadata, recipe)
             print(f"{recipe:20s} winnow   {describe(ours, args.rows)}, load {os.getloadavg()[0]:.0f}", flush=True)
             if args.peer:
-                peer = run_peer(folder, sample, recipe, args)
-                ratio = peer.cpu_seconds / args.sample / (ours.cpu_seconds / args.rows)
-                print(f"{recipe:20s} DataComp {describe(peer, args.sample)}, load {os.getloadavg()[0]:.0f}")
-                print(f"{recipe:20s} {ratio:.1f} times the CPU time a row", flush=True)
+                peers = [run_peer(folder, place, recipe, args) for place in places]
+                for peer, rows in zip(peers, samples, strict=True):
+                    print(f"{recipe:20s} DataComp {describe(peer, rows)}, load {os.getloadavg()[0]:.0f}")
+                row = (peers[0].cpu_seconds - peers[1].cpu_seconds) / (samples[0] - samples[1])
+                ratio = row / (ours.cpu_seconds / args.rows)
+                print(f"{recipe:20s} {row * 1e6:.2f} us a row without start, {ratio:.1f} times ours", flush=True)
 
 
 if __name__ == "__main__":

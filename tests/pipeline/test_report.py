@@ -261,6 +261,14 @@ def test_whole_run(run: Path, pool: str, tmp_path: Path) -> None:
     assert Path(url).stat().st_size < 1_000_000
 
 
+def test_a_part_of_a_large_pool_is_drawn_and_all_of_it_accounted(run: Path, pool: str) -> None:
+    pages = {rows: Path(write_report(str(run), pool=pool, max_rows=rows)).read_text() for rows in (0, NUM_ROWS // 2)}
+    whole, half = (dict(re.findall(r"<h2>.*?</span>(.*?)</h2>(.*?)</section>", page, re.S)) for page in pages.values())
+    assert whole["Scores"] != half["Scores"] and "over 1, evenly spaced, of 2 parts" in half["Scores"]
+    assert whole["Funnel"] == half["Funnel"] and whole["Truth and overlap"] == half["Truth and overlap"]
+    assert "evenly spaced" not in pages[0]
+
+
 def test_one_training_run_alone(run: Path) -> None:
     folder = run / "runs" / "bright"
     points = [{"step": s, "samples": 8 * s, "tasks": {"cifar10": s / 100, "gone": None}} for s in (10, 20, 29)]

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.report.distributions import NumberColumn, find_edges
 from pipeline.report.formats import format_duration, format_percent, format_points, format_score
-from pipeline.report.truth import build_truth, compare_subset, find_kinds, measure_overlap
-from pipeline.uid import format_uids, parse_uids
+from pipeline.report.truth import build_truth, compare_subset, cut_alike, find_kinds, measure_overlap
+from pipeline.uid import UID_DTYPE, format_uids, parse_uids
 
 
 def uid_of(number: int) -> str:
@@ -37,6 +37,18 @@ def test_truth_numbers() -> None:
 )
 def test_overlap(first: tuple[int, ...], second: tuple[int, ...], expected: float | None) -> None:
     assert measure_overlap(uids_of(*first), uids_of(*second)) == expected
+
+
+def test_large_subsets_are_cut_at_one_uid() -> None:
+    rng = np.random.default_rng(0)
+    pool = np.zeros(4000, UID_DTYPE)
+    pool["f0"], pool["f1"] = rng.integers(0, 2**64, (2, 4000), dtype=np.uint64)
+    pool.sort()
+    subsets = {"all": pool, "half": pool[::2], "none": pool[:0], "twice": np.repeat(pool[1::2], 2)}
+    cut = cut_alike(subsets, 1000)
+    assert [len(each) for each in cut.values()] == [1000, 500, 0, 1000]
+    assert measure_overlap(cut["all"], cut["half"]) == 0.5 and measure_overlap(cut["half"], cut["twice"]) == 0.0
+    assert [len(each) for each in cut_alike(subsets, 4000).values()] == [4000, 2000, 0, 4000]
 
 
 def test_edges_of_whole_numbers_are_between_them() -> None:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import PoolError
-from pipeline.subset import count_in_subset, open_subset, read_subset, write_subset
+from pipeline.subset import count_in_subset, is_in_subset, open_subset, read_subset, write_subset
 from pipeline.uid import UID_DTYPE, parse_uids
 
 
@@ -32,6 +32,7 @@ def test_counts_equal_a_plain_loop() -> None:
     asked = uids(*((h, low) for h in range(-0, 14) for low in range(8)), (2**64 - 1, 2**64 - 1))
     expected = [sum(tuple(s) == tuple(a) for s in subset.tolist()) for a in asked.tolist()]
     assert count_in_subset(asked, subset).tolist() == expected
+    assert is_in_subset(asked, subset).tolist() == [number > 0 for number in expected]
 
 
 @pytest.mark.parametrize("size", [0, 3])
@@ -39,6 +40,8 @@ def test_empty_sides(size: int) -> None:
     some = uids(*((1, n) for n in range(size)))
     assert count_in_subset(some, np.empty(0, UID_DTYPE)).tolist() == [0] * size
     assert count_in_subset(np.empty(0, UID_DTYPE), some).tolist() == []
+    assert is_in_subset(some, np.empty(0, UID_DTYPE)).tolist() == [False] * size
+    assert is_in_subset(np.empty(0, UID_DTYPE), some).tolist() == []
 
 
 @pytest.mark.parametrize(

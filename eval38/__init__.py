@@ -15,6 +15,7 @@ The map, in the order data flows:
     tasks.py       the 40 rows, and rows for a user's own sets
     config.py      EvalConfig: which tasks, batch size, number format
     rows.py        a set in the hub's layout -> labelled images, checked against its row
+    class_folders.py  the same of a user's own folder of images per class
     metadata.py    the same with a row of metadata beside each image
     archives.py    the hub's other layout: a table and a zip, or parquet
     embed.py       images and prompts -> unit vectors, decoding ahead of the models, each image and prompt once

@@ -99,7 +99,7 @@ def parse_list(text: str, place: str) -> list[str]:
         try:
             found = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = None
+            found = text
     return check_strings(found, place)
 
 

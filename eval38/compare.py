@@ -41,6 +41,7 @@ from pipeline.storage import is_folder, is_local
 TRUTHS = (LABEL, GROUP, CAPTIONS, CANDIDATES)
 """Columns that the set decides, not the model."""
 MARKS = ((0.01, "**"), (0.05, "*"))
+INCOMPLETE = "†"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Compared:
     exact_p: Mapping[str, float]
     """Of McNemar's test, where the metric is a share of images."""
     counted: Task | None = None
+    incomplete: tuple[str, ...] = ()
+    """Models that were not evaluated on every image."""
 
 
 def read_run(text: str) -> Run:
@@ -128,8 +131,9 @@ def _compare_task(task: Task, runs: Sequence[Run], column: Column, resamples: in
     found = {run.label: _take_outcomes(task, run, column) for run in runs}
     columns = {label: of for label, of in found.items() if of is not None and values[label] is not None}
     metric, (first, *others) = task.metric, (run.label for run in runs)
+    incomplete = tuple(run.label for run in runs if run.rows.get(task.key, {}).get("incomplete"))
     if metric is None:
-        return Compared(task.name, values, {}, {}, {})
+        return Compared(task.name, values, {}, {}, {}, None, incomplete)
     drawn = {label: bootstrap(metric, of, key=task.key, resamples=RESAMPLES) for label, of in columns.items()}
     pairs = [label for label in others if {first, label} <= columns.keys() and _is_pair(columns[first], columns[label])]
     differences = {
@@ -138,7 +142,7 @@ def _compare_task(task: Task, runs: Sequence[Run], column: Column, resamples: in
     }
     right = {label: find_right(columns[label]) for label in (first, *pairs)} if metric == "acc1" and pairs else {}
     exact_p = {label: compare_mcnemar(right[first], right[label]) for label in pairs if right}
-    return Compared(task.name, values, drawn, differences, exact_p, task if task.counted else None)
+    return Compared(task.name, values, drawn, differences, exact_p, task if task.counted else None, incomplete)
 
 
 def _take_value(row: Row | None, column: Column) -> float | None:
@@ -186,6 +190,7 @@ def _average(name: str, members: Sequence[Compared], labels: Sequence[str]) -> C
         drawn,
         {label: _mean([one.differences[label] for one in members]) for label in paired},
         {},
+        incomplete=tuple(label for label in labels if any(label in one.incomplete for one in members)),
     )
 
 
@@ -201,6 +206,7 @@ def _describe(found: Sequence[Compared], labels: Sequence[str]) -> list[dict[str
             "name": one.name,
             "key": one.counted.key if one.counted else None,
             "values": dict(one.values),
+            "incomplete": list(one.incomplete),
             "intervals": {label: list(find_interval(value_B)) for label, value_B in one.drawn.items()},
             "differences": {label: _describe_difference(one, labels[0], label) for label in labels[1:]},
         }
@@ -238,6 +244,8 @@ def format_compared(facts: Mapping[str, Any]) -> str:
         "* and **: p below 0.05 and 0.01 by a paired test (McNemar's for accuracy, else the bootstrap), adjusted",
         "by Holm over the tasks, and over the means.",
     ]
+    if any(line["incomplete"] for line in (*facts["tasks"], *facts["means"])):
+        notes.append(f"{INCOMPLETE} Not every image of the set, or of a set in the mean, was evaluated.")
     notes += [
         f"{label}: lines without provenance, so model, data and precision are not known."
         for label in facts["without_provenance"]
@@ -249,7 +257,8 @@ def _format_line(line: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
     cells = [line["name"]]
     for label in labels:
         interval = format_interval(line["intervals"].get(label))
-        cells.append(f"{format_share(line['values'][label])} {interval}".rstrip())
+        mark = f" {INCOMPLETE}" if label in line["incomplete"] else ""
+        cells.append(f"{format_share(line['values'][label])}{mark} {interval}".rstrip())
     for label in labels[1:]:
         difference = line["differences"][label]
         value, p = difference["value"], difference["p_adjusted"]

@@ -16,7 +16,8 @@ class EvalConfig:
     tasks: tuple[str, ...] = ()
     """Keys of the task list; empty means every task whose data is there."""
     own: tuple[str, ...] = ()
-    """Names of further classification sets, each a folder wds_<name>_test in the hub's layout; never counted."""
+    """Names of further classification sets, never counted: each a folder wds_<name>_test in the hub's layout, or
+    <name> with a folder of images per class."""
     batch_size: int = 256
     """Images per forward."""
     precision: Precision = "fp32"

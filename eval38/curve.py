@@ -1,8 +1,8 @@
 """The checkpoints of a run, evaluated together -> a curve over steps: a line of curve.jsonl each, and a table.
 
 OUT/step-00000500/   results of one checkpoint, as `winnow eval` writes them
-OUT/curve.jsonl      {"step", "samples", "average", "average_corrected", "interval", "groups", "tasks"} or
-                     {"step", "samples", "error"}: values in [0, 1], tasks by key as DataComp computes them
+OUT/curve.jsonl      {"step", "samples", "average", "average_corrected", "interval", "groups", "tasks", "incomplete"}
+                     or {"step", "samples", "error"}: values in [0, 1], tasks by key as DataComp computes them
 OUT/manifest.json    written last; its parents are the evaluations of the checkpoints
 """
 
@@ -68,6 +68,7 @@ def describe_point(one: Checkpoint, made: Manifest | WinnowError) -> Point:
         "interval": facts["intervals"]["compat"]["average"],
         "groups": {key: group["value"] for key, group in facts["groups"].items() if group["value"] is not None},
         "tasks": {key: task["value"] for key, task in facts["tasks"].items()},
+        "incomplete": [key for key, task in facts["tasks"].items() if task["incomplete"]],
     }
 
 
@@ -80,6 +81,8 @@ def format_curve(points: Sequence[Point]) -> str:
     rows += [[*_describe_place(point), *_describe_values(point, what, names)] for point in points]
     labels = dict.fromkeys(point["average"]["label"] for point in done)
     notes = [f"The average is a {label}." for label in labels if label.startswith("partial")]
+    if incomplete := dict.fromkeys(key for point in done for key in point["incomplete"]):
+        notes.append(f"Not every image was evaluated of {', '.join(incomplete)}.")
     notes += [f"step {point['step']:,} failed: {point['error']}" for point in points if "error" in point]
     return "\n".join([*align(rows, left=()), *([""] if notes else []), *notes]) + "\n"
 

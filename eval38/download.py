@@ -87,7 +87,7 @@ def plan_set(hub: Hub, task: Task, out: str, *, revision: str = "main") -> Wante
 
     Raises ConfigError unless `out` is a local folder, StageError when the hub cannot be asked or lacks a file.
     """
-    if not is_local(out):
+    if not out or not is_local(out):
         raise ConfigError(
             f"--out {out!r} should be a local folder: half a file is only kept there. Copy it afterwards."
         )

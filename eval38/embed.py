@@ -89,7 +89,8 @@ class Encoder:
 
     def encode_images(self, image_NHW3: Tensor) -> Tensor:
         """Return unit vectors (N, D) of decoded uint8 images, on the device."""
-        image_N3HW = image_NHW3.to(self.device).permute(0, 3, 1, 2).contiguous().float().div(255)
+        full = torch.tensor(255.0, device=self.device)  # a GPU divides exactly by a tensor, and not by a number
+        image_N3HW = image_NHW3.to(self.device).permute(0, 3, 1, 2).contiguous().float().div(full)
         return self._run(self.opened.model.encode_image, self.scale(image_N3HW))
 
     def encode_prompts(self, prompts: Sequence[str], *, quiet: bool = False, world: World = ALONE) -> Tensor:
@@ -118,9 +119,16 @@ class Encoder:
 
     def _run(self, encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         reduced = self.precision == "bf16"
-        autocast = torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=reduced)
-        with torch.inference_mode(), keep_float32(), autocast:
-            features = encode(inputs)
+        try:
+            autocast = torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=reduced)
+            with torch.inference_mode(), keep_float32(), autocast:
+                features = encode(inputs)
+        except RuntimeError as error:  # torch's, for want of memory too
+            what = str(error).partition("\n")[0].rstrip(".")
+            raise ModelError(
+                f"the model fails on {len(inputs)} inputs of shape {tuple(inputs.shape[1:])} on {self.device}: "
+                f"{what}. If memory ran out, lower eval.batch_size."
+            ) from error
         vector_ND = normalize(features.float(), dim=-1)
         if not bool(vector_ND.isfinite().all()):
             raise ModelError(f"the model gives vectors that are not finite in {self.precision}: did training diverge?")

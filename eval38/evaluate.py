@@ -42,8 +42,8 @@ from pipeline.clip_model import open_model, pick_device
 from pipeline.config import as_mapping
 from pipeline.errors import EvalError, ModelError, WinnowError
 from pipeline.manifest import Manifest, hash_json, read_manifest, write_manifest
-from pipeline.schemas import OUTCOMES_FOLDER
-from pipeline.storage import join, sweep_temporaries
+from pipeline.schemas import MANIFEST, OUTCOMES_FOLDER
+from pipeline.storage import exists, is_folder, join, remove, sweep_temporaries
 from training.world import World, place_rank
 
 log = logging.getLogger("winnow")
@@ -152,6 +152,8 @@ def _evaluate_together(setting: Setting, models: Mapping[str, str]) -> dict[str,
             candidates.append(_begin(setting, model, out))
         except WinnowError as error:
             done[out] = error
+        except OSError as error:  # the others go on
+            done[out] = ModelError(f"model {model!r}: {error}")
     for found in setting.plan.sets.values():
         _evaluate_set(setting, found, [one for one in candidates if one.lacks(found.task.key)])
     for one in candidates:
@@ -169,7 +171,7 @@ def _begin(setting: Setting, model: str, out: str) -> Candidate:
         key: build_provenance(key, identity, data_hash=found.data_hash, precision=config.precision)
         for key, found in plan.sets.items()
     }
-    rows = ask_first(world, lambda: _keep_rows(plan, wanted, out))
+    rows = ask_first(world, lambda: _keep_rows(setting, wanted, out))
     one = Candidate(model, out, identity, wanted, rows, dict(plan.broken))
     todo = [found for key, found in plan.sets.items() if one.lacks(key)]
     if todo:
@@ -183,13 +185,16 @@ def _begin(setting: Setting, model: str, out: str) -> Candidate:
     return one
 
 
-def _keep_rows(plan: Plan, wanted: Mapping[str, Mapping[str, Any]], out: str) -> dict[str, Row]:
+def _keep_rows(setting: Setting, wanted: Mapping[str, Mapping[str, Any]], out: str) -> dict[str, Row]:
+    for url in (out, setting.features):
+        if url and exists(url) and not is_folder(url):
+            raise EvalError(f"{url!r} is a file: name a folder, which need not be there yet.")
     before = read_manifest(out)
     if before and before.stage != STAGE:
         raise EvalError(f"{out!r} holds the output of {before.stage!r}, which results would overwrite: name another.")
     for folder in (out, join(out, OUTCOMES_FOLDER)):
         sweep_temporaries(folder)
-    return keep_with_outcomes(out, select_current(read_results(out), wanted, without=plan.broken))
+    return keep_with_outcomes(out, select_current(read_results(out), wanted, without=setting.plan.broken))
 
 
 def _evaluate_set(setting: Setting, found: EvalSet, candidates: Sequence[Candidate]) -> None:
@@ -210,7 +215,7 @@ def _evaluate_set(setting: Setting, found: EvalSet, candidates: Sequence[Candida
             continue
         one.rows[key] = record(found.task, outcome, one.wanted[key], one.out if setting.world.is_first else None)
         if setting.world.is_first:
-            write_results(one.out, one.rows.values())
+            _write_rows(one)
         if one.rows[key]["incomplete"]:
             told.add(describe_incomplete(one.rows[key]))
     for words in sorted(told):
@@ -262,10 +267,15 @@ def _finish(setting: Setting, one: Candidate) -> Manifest | WinnowError:
     return ask_first(world, lambda: _write_manifest(setting, one, done))
 
 
+def _write_rows(one: Candidate) -> None:
+    remove(join(one.out, MANIFEST))  # it tells of other lines than are there from now on
+    write_results(one.out, one.rows.values())
+
+
 def _write_manifest(setting: Setting, one: Candidate, done: Mapping[str, Row]) -> Manifest:
     plan = setting.plan
     if one.rows != read_results(one.out):
-        write_results(one.out, one.rows.values())
+        _write_rows(one)
     manifest = Manifest(
         stage=STAGE,
         config={**as_mapping(setting.config), "model": one.identity.name},

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from eval38 import classify, fairness, geographic, retrieve, wilds, winogavil
+from eval38 import class_folders, classify, fairness, geographic, retrieve, wilds, winogavil
 from eval38.classify import Outcome
 from eval38.config import EvalConfig
 from eval38.embed import Embedder, Seen
-from eval38.rows import EvalSet, ImageRow, LostImage, has_data, read_images, read_set
+from eval38.rows import EvalSet, ImageRow, LostImage, has_data, read_set
 from eval38.tasks import TASKS, Kind, Task, find_task, folder_of, own_task
 from pipeline.errors import EvalError, PoolError
 from pipeline.storage import join
@@ -34,7 +34,7 @@ class Evaluator(NamedTuple):
 
 
 EVALUATORS: dict[Kind, Evaluator] = {
-    "classify": Evaluator(read_set, classify.list_prompts, read_images, classify.evaluate),
+    "classify": Evaluator(class_folders.read_set, classify.list_prompts, class_folders.read_images, classify.evaluate),
     "wilds": Evaluator(read_set, classify.list_prompts, wilds.read_rows, wilds.evaluate),
     "geographic": Evaluator(read_set, classify.list_prompts, geographic.read_rows, geographic.evaluate),
     "fairness": Evaluator(fairness.read_faces, fairness.list_prompts, fairness.read_rows, fairness.evaluate),
@@ -67,7 +67,8 @@ def plan_tasks(config: EvalConfig, data: str) -> Plan:
     own = tuple(own_task(name) for name in config.own)
     for task in (*named, *own):
         if task.key not in present and not has_data(task, data):
-            raise EvalError(f"task {task.key!r} has no data: there is no folder {join(data, folder_of(task))}.")
+            also = f" nor {join(data, task.key)}" if task.group == "own" else ""
+            raise EvalError(f"task {task.key!r} has no data: there is no folder {join(data, folder_of(task))}{also}.")
     asked = (*(task for task in TASKS if task in named), *own)
     if not asked:
         raise EvalError(

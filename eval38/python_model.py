@@ -68,7 +68,13 @@ def _call(model: str, device: str) -> OpenedClip:
         if not isinstance(tokens, torch.Tensor) or len(tokens) != 2:
             raise ModelError(f"model {model!r}: tokenize makes {type(tokens).__name__} of two strings, no two rows.")
         text_2D = net.encode_text(tokens.to(device))
-        image_2D = net.encode_image(torch.stack([transform(Image.new("RGB", (64, 48)))] * 2).to(device))
+        pictures = [transform(Image.new("RGB", size)) for size in ((64, 48), (48, 64))]
+        if any(picture.shape != (3, *pictures[0].shape[1:]) for picture in pictures):
+            made_of = " and ".join(str(tuple(picture.shape)) for picture in pictures)
+            raise ModelError(
+                f"model {model!r}: transform makes {made_of} of 64 x 48 and 48 x 64 px, not one (3, H, W)."
+            )
+        image_2D = net.encode_image(torch.stack(pictures).to(device))
     shapes = tuple(text_2D.shape), tuple(image_2D.shape)
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or len(text_2D) != 2:
         raise ModelError(f"model {model!r} makes {shapes[0]} of two texts and {shapes[1]} of two images, not (2, D).")

@@ -5,7 +5,7 @@
     wds_<name>_test/test/nshards.txt                       how many tars
     wds_<name>_test/test/0.tar ...                         members KEY.jpg|png|webp and KEY.cls (the label)
 
-Every contradiction is named.  metadata.py adds KEY.npy, retrieve.py KEY.txt.
+Every contradiction is named.  metadata.py adds KEY.npy, retrieve.py KEY.txt; class_folders.py reads images in folders.
 Caveat: an empty line inside classnames.txt is a class.  CLEVR Distance has one (see classify.py).
 """
 
@@ -50,7 +50,7 @@ class EvalSet:
     templates: tuple[str, ...]
     """Prompts with {c}; () where the task has none."""
     files: tuple[str, ...]
-    """What holds the images: tars, or for retrieval and WinoGAViL a table and an archive, or parquet files."""
+    """What holds the images: tars, class folders, or for retrieval and WinoGAViL a table and an archive, or parquet."""
     data_hash: str
     """Hex sha256 over what tells all files of the set from others."""
 
@@ -78,7 +78,13 @@ class LostImage:
 
 def has_data(task: Task, data: str) -> bool:
     """Return whether the task's folder is in `data`."""
-    return is_folder(join(data, folder_of(task)))
+    return is_folder(place_set(task, data))
+
+
+def place_set(task: Task, data: str) -> str:
+    """Return a set's folder: the hub's name for it, or the name itself where a set of the user's own has no such."""
+    folder = join(data, folder_of(task))
+    return join(data, task.key) if task.group == "own" and not is_folder(folder) else folder
 
 
 def read_set(task: Task, data: str) -> EvalSet:
@@ -87,7 +93,7 @@ def read_set(task: Task, data: str) -> EvalSet:
     A task of the user's own gets its class count from the class names.
     Raises EvalError for a missing or empty file, another kind of set, a template without {c}, or another class count.
     """
-    folder = join(data, folder_of(task))
+    folder = place_set(task, data)
     check_type(folder, CLASSIFICATION)
     classes, templates = read_classes(join(folder, CLASSES_FILE)), read_templates(join(folder, TEMPLATES_FILE))
     if task.classes is not None and len(classes) != task.classes:

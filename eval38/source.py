@@ -11,7 +11,17 @@ import json
 from typing import Any
 
 from pipeline.schemas import EVAL_SOURCE
-from pipeline.storage import exists, fingerprint, folder_of, join, name_of, read_bytes
+from pipeline.storage import (
+    exists,
+    fingerprint,
+    fingerprint_all,
+    folder_of,
+    is_folder,
+    join,
+    list_folder,
+    name_of,
+    read_bytes,
+)
 
 TEST_FOLDER = "test"
 
@@ -34,8 +44,18 @@ def read_proven(folder: str) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def list_visible(folder: str) -> list[str]:
+    """Return the files directly in a folder, sorted, but for hidden ones."""
+    return [url for url in list_folder(folder) if not name_of(url).startswith(".")]
+
+
 def identify_file(url: str) -> dict[str, Any]:
-    """Return what tells a set's file from another: its name, size and proven hash, else name, size and time."""
+    """Return what tells a set's file from another: its name, size and proven hash, else name, size and time.
+
+    Of a folder of images these are its name and what tells its files.
+    """
+    if is_folder(url):
+        return {"name": name_of(url), "files": fingerprint_all(list_visible(url))}
     found, folder, name = fingerprint(url), folder_of(url), name_of(url)
     if name_of(folder) == TEST_FOLDER:
         folder, name = folder_of(folder), f"{TEST_FOLDER}/{name}"

@@ -66,7 +66,7 @@ def format_comparison(models: Mapping[str, Facts]) -> str:
     for key, name in tasks.items():
         found = [facts["tasks"].get(key, {}) for facts in models.values()]
         rows.append([name, *(format_share(t.get("value")) + (" *" if t.get("incomplete") else "") for t in found)])
-    return "\n".join(align(rows + _compare_means(models), left=(0,))) + "\n"
+    return "\n".join(align(rows + _compare_means(models), left=(0,)) + _explain_comparison(models)) + "\n"
 
 
 def _compare_means(models: Mapping[str, Facts]) -> list[list[str]]:
@@ -87,6 +87,14 @@ def _compare_means(models: Mapping[str, Facts]) -> list[list[str]]:
         values = [mean([facts["tasks"][key]["value"] for key in shared]) for facts in models.values()]
         rows.append([f"average over the counted tasks that all have ({len(shared)})", *map(format_share, values)])
     return rows
+
+
+def _explain_comparison(models: Mapping[str, Facts]) -> list[str]:
+    """Return the lines below the table: what the mark means, and why tasks failed."""
+    tasks = [task for facts in models.values() for task in facts["tasks"].values()]
+    notes = ["* Not every image of the set was evaluated."] if any(task["incomplete"] for task in tasks) else []
+    notes += dict.fromkeys(f"{task['name']} failed: {task['message']}" for task in tasks if task["status"] == "failed")
+    return ["", *_wrap(notes)] if notes else []
 
 
 def _count_average(average: Mapping[str, Any]) -> str:
@@ -139,8 +147,11 @@ def _explain(facts: Facts) -> list[str]:
     for what, keys in (("No data", facts["missing"]), ("Not asked for", facts["not_asked"])):
         if keys:
             notes.append(f"{what}: {', '.join(keys)}.")
-    wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
-    return ["", *wrapped] if wrapped else []
+    return ["", *_wrap(notes)] if notes else []
+
+
+def _wrap(notes: Sequence[str]) -> list[str]:
+    return [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
 
 
 def _count_images(task: Mapping[str, Any]) -> str:

@@ -16,10 +16,18 @@ SHARED_VERBS = ("train", "eval")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes overrides after flags as well as before them, which argparse alone does not."""
+    """Takes overrides after flags as well as before them, which argparse alone does not, and no empty place.
+
+    `--out "$OUT"` with no such variable would be the root folder.
+    """
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        return self.parse_intermixed_args(args, namespace)
+        found = self.parse_intermixed_args(args, namespace)
+        for action in self._actions:
+            if action.default != "" and getattr(found, action.dest, None) == "":
+                name = "/".join(action.option_strings) or action.dest
+                raise ConfigError(f"{name} is empty: name a place. Is a shell variable not set?")
+        return found
 
 
 def make_parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:

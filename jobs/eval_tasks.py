@@ -18,6 +18,7 @@ from training.world import is_first
 
 EXAMPLE = """  winnow eval --model runs/dfn --data evalsets --out results
   winnow eval --model ViT-B-32/datacomp_m_s128m_b4k --data evalsets --out results eval.tasks=[cifar10,mnist]
+  winnow eval --model runs/dfn --data evalsets --out results eval.own=[signs]     yours: evalsets/signs/CLASS/IMAGE.jpg
   winnow eval --model runs/dfn --every --data evalsets --out results       every kept checkpoint -> results/curve.jsonl
   winnow eval --model base=runs/none --model runs/dfn --data evalsets --out results            -> results/base and /dfn
   torchrun --nproc-per-node 8 -m jobs eval --model runs/dfn --data evalsets --out results      a share to each GPU

@@ -7,6 +7,7 @@ order (as torchvision's ImageFolder numbers classes).
 
 from collections.abc import Sequence
 
+from eval38.class_folders import name_classes
 from eval38.rows import CLASSES_FILE, PLACEHOLDER, TEMPLATES_FILE, read_classes, read_templates
 from pipeline.errors import ConfigError, PoolError
 from pipeline.schemas import IMAGE_EXTENSIONS, TAR_SUFFIX
@@ -44,7 +45,7 @@ def _open_set(config: SetConfig) -> TrainSet:
         classes = Classes(spell_captions(read_classes(join(place, CLASSES_FILE)), templates))
         return TrainSet(name, tuple(urls), config.share, classes)
     files = find_class_files(place)
-    classes = Classes(spell_captions(_name_classes(place, list(files)), templates), tuple(map(len, files.values())))
+    classes = Classes(spell_captions(name_classes(place, list(files)), templates), tuple(map(len, files.values())))
     return TrainSet(name, tuple(url for urls in files.values() for url in urls), config.share, classes)
 
 
@@ -69,13 +70,3 @@ def find_class_files(folder: str) -> dict[str, list[str]]:
     if not found:
         raise PoolError(f"{folder!r} holds no CLASS/IMAGE file with one of the endings {', '.join(IMAGE_EXTENSIONS)}.")
     return {name: found[name] for name in sorted(found)}
-
-
-def _name_classes(folder: str, folders: Sequence[str]) -> Sequence[str]:
-    url = join(folder, CLASSES_FILE)
-    if not exists(url):
-        return folders
-    names = read_classes(url)
-    if len(names) != len(folders):
-        raise PoolError(f"{url} has {len(names)} names, but {len(folders)} folders of {folder!r} hold images.")
-    return names

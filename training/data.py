@@ -8,14 +8,14 @@ B rows in the batch, H and W pixels, C = 3 channels, L tokens.
 import logging
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, WinnowError
 from pipeline.images import UnreadableImage
 from pipeline.storage import is_local
 from training.images import NUM_DRAWS, Crop, read_image
@@ -102,6 +102,21 @@ class Batches(Dataset[Batch]):
         )
 
 
+class _Told(Dataset[Batch | WinnowError]):
+    """Gives an error that explains itself as an item: the loader would put a traceback around its message."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | WinnowError:
+        try:
+            return self.batches[step]
+        except WinnowError as error:
+            return error
+        except OSError as error:  # not every kind of it can be sent to another process
+            return StageError(f"train: {error}")
+
+
 def open_batches(
     index: RowIndex,
     *,
@@ -119,22 +134,22 @@ def open_batches(
 
     `sampler` and `window_shards` are those of samplers.py.  `pin` puts batches in page-locked memory, for a GPU.
     Of several processes each gets its part, in the order of their ranks; batch_size is that of all together.
-    Raises StageError when no readable row can be found.
+    Raises StageError when no readable row can be found, or a loader process was killed.
     """
     order: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "window_shards": window_shards}
     batches = Batches(index, crop=crop, sampler=sampler, world=world, **order)
     spool = _open_spool(batches, steps, num_workers, order | {"name": sampler})
     if spool:
         batches.reader = SpoolReader(index.urls, spool.folder)
-    loader = DataLoader(
-        batches,
+    loader: Iterable[Any] = DataLoader(
+        _Told(batches) if num_workers else batches,
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
         pin_memory=pin,
         worker_init_fn=ignore_sigterm,
     )
-    ahead: Iterator[Batch] = iter(loader) if num_workers else prefetch(loader, depth=PREFETCH_BATCHES)
+    ahead = _take_made(loader) if num_workers else prefetch(loader, depth=PREFETCH_BATCHES)
     try:
         if spool:
             spool.start()  # after the loader's processes have been forked
@@ -143,12 +158,27 @@ def open_batches(
                 spool.go_on(step + 1)
             yield batch
     finally:
-        if isinstance(ahead, Generator):
-            ahead.close()
+        ahead.close()
         del ahead  # ends the loader's processes
         batches.reader.close()
         if spool:
             spool.close()
+
+
+def _take_made(loader: Iterable[Batch | WinnowError]) -> Generator[Batch, None, None]:
+    """Yield what loader processes make, and raise what they could not.  StageError says that one was killed."""
+    try:
+        for made in loader:
+            if isinstance(made, WinnowError):
+                raise made
+            yield made
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise StageError(
+            f"train: {' '.join(str(error).split())} It is mostly main memory or /dev/shm that is short: lower "
+            "num_workers or batch_size, and run the same command again to go on."
+        ) from error
 
 
 def _open_spool(batches: Batches, steps: range, num_workers: int, settings: Mapping[str, Any]) -> Spool | None:

@@ -169,9 +169,12 @@ def choose_order(uniform_D: Sequence[float]) -> tuple[int, ...]:
 
 
 def normalise(pixel_BHWC: torch.Tensor, crop: Crop) -> torch.Tensor:
-    """Return float32 (B, C, H, W), contiguous, on the same device: pixels in [0, 1], less the mean, over the std."""
-    image_BCHW = pixel_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    mean_C11, std_C11 = (
-        torch.tensor(values, device=image_BCHW.device)[:, None, None] for values in (crop.mean, crop.std)
+    """Return float32 (B, C, H, W), contiguous, on the same device: pixels in [0, 1], less the mean, over the std.
+
+    A GPU divides exactly by a tensor, and not by a number.
+    """
+    image_BCHW = pixel_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    full_111, mean_C11, std_C11 = (
+        torch.tensor(values, device=image_BCHW.device)[:, None, None] for values in ((255.0,), crop.mean, crop.std)
     )
-    return image_BCHW.sub_(mean_C11).div_(std_C11)
+    return image_BCHW.div_(full_111).sub_(mean_C11).div_(std_C11)

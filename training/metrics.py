@@ -16,6 +16,8 @@ from pipeline.storage import exists, is_local, read_bytes, remove, write_bytes
 T = TypeVar("T")
 Report = Callable[[dict[str, Any]], None]
 """Takes the values of a line to where else they are shown."""
+REMOTE_SECONDS = 60.0
+"""Least time between two writes of a growing file on an object store, as each writes all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,10 @@ class Metrics:
 
 
 class MetricsLog:
-    """Appends lines for one process's part of a run, and measures the rate between them."""
+    """Appends lines for one process's part of a run, and measures the rate between them.
+
+    On an object store lines wait up to REMOTE_SECONDS; before a save they are flushed, so no kill leaves any out.
+    """
 
     def __init__(
         self,
@@ -60,6 +65,8 @@ class MetricsLog:
         """`flops` is the work of a sample; `peak` what the device could do, in FLOP/s."""
         self.url, self.batch_size, self.flops, self.peak, self.reports = url, batch_size, flops, peak, reports
         self._step, self._time, self._waited = step, time.perf_counter(), 0.0
+        self._lines: list[dict[str, Any]] = []
+        self._flushed = -math.inf
 
     def time_waits(self, batches: Iterable[T]) -> Generator[T, None, None]:
         """Yield the same batches, adding up how long each was waited for."""
@@ -98,8 +105,16 @@ class MetricsLog:
             tflop_per_s=None if self.flops is None else round(rate * self.flops / 1e12, 3),
             mfu=None if self.flops is None or self.peak is None else round(rate * self.flops / self.peak, 4),
         )
-        append_line(self.url, asdict(line))
+        self._lines.append(asdict(line))
+        if is_local(self.url) or now - self._flushed >= REMOTE_SECONDS:
+            self.flush()
         self.show(asdict(line))
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        if self._lines:
+            append_lines(self.url, self._lines)
+            self._lines, self._flushed = [], time.perf_counter()
 
     def show(self, values: dict[str, Any]) -> None:
         """Take values with their `step` to where else they are shown."""
@@ -111,9 +126,9 @@ class MetricsLog:
         self._time += seconds
 
 
-def append_line(url: str, values: dict[str, Any]) -> None:
-    """Add a line to a file; an object store cannot, so there the file is written again."""
-    content = (json.dumps(values) + "\n").encode()
+def append_lines(url: str, lines: Sequence[dict[str, Any]]) -> None:
+    """Add lines to a file; an object store cannot, so there the file is written again."""
+    content = "".join(json.dumps(values) + "\n" for values in lines).encode()
     if not is_local(url):
         write_bytes(url, (read_bytes(url) if exists(url) else b"") + content)
         return

@@ -2,9 +2,12 @@
 
 Event files hold times and hosts, so they are part of no manifest.  A run that goes on from a save takes back what was
 shown of later steps (TensorBoard's purge_step; W&B keeps the first of two equal steps), so the curves do not overlap.
+An event file on an object store is REMOTE_SECONDS behind, so a kill may leave a gap of that in a curve there.
 """
 
+import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.schemas import TENSORBOARD_FOLDER
 from pipeline.storage import is_local, join, list_folder, name_of, write_bytes
-from training.metrics import Report
+from training.metrics import REMOTE_SECONDS, Report
 
 AXES = ("step", "samples")
 
@@ -38,31 +41,40 @@ def open_reports(names: Sequence[str], out: str, *, step: int, identity: str) ->
 def _open_tensorboard(out: str, step: int, identity: str) -> Iterator[Report]:
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = join(out, TENSORBOARD_FOLDER)
+    folder, uploaded = join(out, TENSORBOARD_FOLDER), -math.inf
     with tempfile.TemporaryDirectory() as own:
         written = folder if is_local(folder) else own
         writer = SummaryWriter(written, purge_step=step + 1 if step else None)
 
+        def upload() -> None:
+            for file in list_folder(own):  # empty if written in place; an object store cannot append
+                write_bytes(join(folder, name_of(file)), Path(file).read_bytes())
+
         def report(values: dict[str, Any]) -> None:
+            nonlocal uploaded
             for name, value in values.items():
                 if name not in AXES and value is not None:
                     writer.add_scalar(name, value, values["step"])
             writer.flush()
-            if written == own:  # an object store cannot append
-                for file in list_folder(own):
-                    write_bytes(join(folder, name_of(file)), Path(file).read_bytes())
+            if time.perf_counter() - uploaded >= REMOTE_SECONDS:
+                upload()
+                uploaded = time.perf_counter()
 
         try:
             yield report
         finally:
             writer.close()
+            upload()
 
 
 @contextmanager
 def _open_wandb(out: str, step: int, identity: str) -> Iterator[Report]:
     import wandb
 
-    run = wandb.init(project="winnow", name=name_of(out), id=identity[:16], resume="allow")
+    try:
+        run = wandb.init(project="winnow", name=name_of(out), id=identity[:16], resume="allow")
+    except wandb.Error as error:
+        raise ConfigError(f"report_to wandb: {error} Or set WANDB_MODE=offline, or leave it out.") from None
 
     def report(values: dict[str, Any]) -> None:
         run.log({name: value for name, value in values.items() if value is not None}, step=values["step"])

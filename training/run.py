@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from pipeline.clip_model import pick_device, sha256_of_model
 from pipeline.config import as_mapping
-from pipeline.errors import StageError, Stopped
+from pipeline.errors import ConfigError, StageError, Stopped
 from pipeline.manifest import Counts, Manifest, find_done, hash_json, write_manifest
 from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RUN_CAPTIONS, RUN_INDEX, RUN_MODEL, ZEROSHOT
-from pipeline.storage import fingerprint, join, remove, sweep_temporaries
+from pipeline.storage import fingerprint_all, join, remove, sweep_temporaries
 from training.captioned import TrainSet, as_sets, identify_sets, split_heldout
 from training.checkpoint import (
     RunState,
@@ -136,7 +136,10 @@ def _train_rest(
         metrics = _open_metrics(config, state, index, place, out=out, reports=reports)
         spread_towers(config, state)
         points = ZeroshotLog(join(out, ZEROSHOT), opened=opened, measure=measure, metrics=metrics, quiet=quiet)
-        _run_steps(config, state, batches, crop, metrics=metrics, points=points, saver=saver, quiet=quiet)
+        try:
+            _run_steps(config, state, batches, crop, metrics=metrics, points=points, saver=saver, quiet=quiet)
+        finally:
+            metrics.flush()
     gather_account(state)
     manifest = world.share(_finish(wanted, config, state, index))
     if world.is_first:
@@ -169,8 +172,14 @@ def _open_metrics(
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device named; `auto` is a GPU if there is one.  There, float32 matmuls use TF32, as open_clip's."""
-    place = torch.device(place_rank(pick_device(device)))
+    """Return the device named; `auto` is a GPU if there is one.  There, float32 matmuls use TF32, as open_clip's.
+
+    Raises ConfigError for one that torch does not know.
+    """
+    try:
+        place = torch.device(place_rank(pick_device(device)))
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} is none: say auto, cpu, cuda or cuda:1.") from None
     if place.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     return place
@@ -185,12 +194,14 @@ def plan_run(
 ) -> Manifest:
     """Return the manifest that identifies a run, without counts and facts; `weights` is the sha256 of its start."""
     choices, sets = describe_choices(config), as_sets(data)
-    if isinstance(data, str):
-        origins = {"data": hash_json([fingerprint(url) for url in sets[0].urls])}
+    if not isinstance(data, str):
+        choices["sets"] = [[part.name, part.share] for part in sets]  # in order: rows are numbered by it
+    if parents is not None:
+        origins = dict(parents)
+    elif isinstance(data, str):
+        origins = {"data": hash_json(fingerprint_all(sets[0].urls))}
     else:
         origins = identify_sets(sets)
-        choices["sets"] = [[part.name, part.share] for part in sets]  # in order: rows are numbered by it
-    origins = dict(origins if parents is None else parents)
     if weights:
         origins["weights"] = weights
     if config.lock_text:
@@ -202,6 +213,13 @@ def _open_rest(
     config: TrainConfig, state: RunState, index: RowIndex, crop: Crop, *, pin: bool
 ) -> Generator[Batch, None, None]:
     """Return this process's part of the batch of every step that is left."""
+    if config.batch_size > index.num_rows and state.world.is_first:
+        log.warning(
+            "train: a batch has %d rows and there are %d to train on, so each batch holds copies, and a copy counts as "
+            "a wrong answer: lower batch_size.",
+            config.batch_size,
+            index.num_rows,
+        )
     return open_batches(
         index,
         crop=crop,
@@ -256,9 +274,11 @@ def _run_steps(
                 bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
             saver.check()
             if is_saved:
+                metrics.flush()
                 _save_gathered(config, state, saver)
         if state.step < config.num_steps:
             _collect_losses(state, waiting, saver)
+            metrics.flush()
             _save_gathered(config, state, saver)
             saver.finish()
             world.share(None)  # until the save is there no process ends, as torchrun would then end the first

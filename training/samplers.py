@@ -22,7 +22,7 @@ often as gives its rows that share.  Copies of a row may meet in a batch, as the
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -65,6 +65,8 @@ class Epoch:
     """Where the batches begin, and where the epoch ends; the first and last may be parts of one."""
     windows: list[int]
     """The same of its windows, which are whole."""
+    everywhere: set[int] = field(default_factory=set)
+    """Twins that every batch was found to hold.  No swap changes that, so no other copy need look for a place."""
 
     @property
     def batch_P(self) -> np.ndarray:
@@ -174,18 +176,24 @@ class ExactSampler:
 
         The search starts at a batch drawn by (seed, position).  Where no batch will do the row stays.
         """
+        twin, lacking = int(drawn.twin_P[place]), 0
+        if twin in drawn.everywhere:
+            return
         position = np.array([drawn.number * self.length + place])
         number = int(hash_counters(self.seed ^ (0xA9A7 << 32), position, 1)[0, 0])
         for near in drawn.list_batches(place, batches):
             for shift in range(len(near)):
                 batch = near[(number + shift) % len(near)]
                 theirs = drawn.twin_P[drawn.edges[batch] : drawn.edges[batch + 1]]
-                free = () if drawn.twin_P[place] in theirs else np.flatnonzero(~np.isin(theirs, taken))
+                lacking += twin not in theirs
+                free = () if twin in theirs else np.flatnonzero(~np.isin(theirs, taken))
                 if len(free):
                     other = drawn.edges[batch] + free[number % len(free)]
                     for values in (drawn.order, drawn.twin_P):
                         values[[place, other]] = values[[other, place]]
                     return
+        if not lacking:
+            drawn.everywhere.add(twin)
 
 
 class DatacompSampler:

@@ -154,11 +154,11 @@ def _open_folder() -> tuple[str, int]:
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-    made = Path(tempfile.mkdtemp(prefix=PREFIX))
+    made = Path(tempfile.mkdtemp(prefix=f"new-{PREFIX}"))
     (made / LOCK).touch()
     lock = _take_lock(made)
-    assert lock is not None
-    return str(made), lock
+    assert lock is not None  # no other process looks at it before it has its name
+    return str(made.rename(made.with_name(made.name.removeprefix("new-")))), lock
 
 
 def _take_lock(folder: Path) -> int | None:

@@ -109,9 +109,9 @@ class _GatherRows(torch.autograd.Function):
 def join_world(config: TrainConfig, device: torch.device) -> Iterator[World]:
     """Meet the other processes, if torchrun started any, and yield which one this is.
 
-    Raises ConfigError for a batch that does not divide into equal parts.
+    Raises ConfigError for a batch that does not divide into equal parts, or an environment that contradicts itself.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = count_processes()
     if size == 1:
         yield ALONE
         return
@@ -121,6 +121,21 @@ def join_world(config: TrainConfig, device: torch.device) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
     yield World(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=START_TIMEOUT))
     dist.destroy_process_group()  # not after an error: the others may still wait for this process, and see it end
+
+
+def count_processes() -> int:
+    """Return WORLD_SIZE, 1 where it is not set.
+
+    Raises ConfigError if it is no number of processes, or what these need to meet is missing.
+    """
+    size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size != "1" and name not in os.environ]
+    if missing or not (size.isdecimal() and rank.isdecimal() and int(rank) < int(size)):
+        raise ConfigError(
+            f"WORLD_SIZE is {size} and RANK {rank}{f', and {missing[0]} is not set' if missing else ''}: several "
+            "processes are best started by torchrun, which sets all of these; to train in one, unset WORLD_SIZE."
+        )
+    return int(size)
 
 
 def check_parts(config: TrainConfig, size: int) -> None:
@@ -146,7 +161,7 @@ def place_rank(device: str) -> str:
 
     Raises ConfigError if one GPU is named for several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not device.startswith("cuda"):
+    if not device.startswith("cuda") or count_processes() == 1:
         return device
     if ":" in device:
         raise ConfigError(f"device {device} is one for several processes: say cuda, and each takes its own.")

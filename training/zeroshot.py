@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.clip_model import OpenedClip
 from pipeline.errors import ConfigError
 from training.config import TrainConfig
-from training.metrics import MetricsLog, append_line, last_step
+from training.metrics import MetricsLog, append_lines, last_step
 from training.world import World
 
 Measure = Callable[[OpenedClip], Mapping[str, float | None]]
@@ -66,7 +66,7 @@ class ZeroshotLog:
         seconds = time.perf_counter() - start
         self.metrics.leave_out(seconds)
         counted = {"step": step, "samples": step * self.metrics.batch_size}
-        append_line(self.url, {**counted, "seconds": round(seconds, 2), "tasks": tasks})
+        append_lines(self.url, [{**counted, "seconds": round(seconds, 2), "tasks": tasks}])
         self.last = step
         self.metrics.show(counted | {f"zeroshot/{name}": value for name, value in tasks.items()})
         if not self.quiet:

@@ -200,6 +200,7 @@ def draw_scores(rows: Sequence[Score], colours: Mapping[str, str]) -> Markup:
         parts.append(_text(left - 10, middle + 3.5, _cut(label, 30), "end", title=label))
         if is_dots:
             parts.append(_line(left, middle, right, middle, "grid"))
+        shares: list[str] = []
         for place, (name, value) in enumerate(values.items()):
             if value is None:
                 continue
@@ -210,9 +211,12 @@ def draw_scores(rows: Sequence[Score], colours: Mapping[str, str]) -> Markup:
                 parts += [*whisker, *_draw_dot(x_of(value), line_y, colours[name])]
             else:
                 bar_y, end = line_y - (thick - 1.5) / 2, max(x_of(value), high)
-                parts += _draw_value_bar(left, x_of(value), bar_y, thick - 1.5, colours[name], value, end) + whisker
+                bar, share = _draw_value_bar(left, x_of(value), bar_y, thick - 1.5, colours[name], value, end)
+                parts += [bar, *whisker]
+                shares.append(share)
         if baseline is not None:
             parts.append(_line(x_of(baseline), y + 3, x_of(baseline), y + height - 3, "mark"))
+        parts += shares  # over the mark, which may pass under them
         y += height
     axis = [_line(x_of(t / 5), top - 4, x_of(t / 5), y, "grid") for t in range(num_fifths + 1)]
     axis += [_text(x_of(t / 5), 10, format_percent(t / 5).replace(".0", ""), "middle") for t in range(num_fifths + 1)]

@@ -11,11 +11,10 @@ from typing import Any
 from pipeline.report.blocks import Absent, Block, Cell, Figure, Fold, Panel, Section, Table
 from pipeline.report.charts import HALF_WIDTH, WIDTH, Line, Score, choose_colours, draw_lines, draw_scores
 from pipeline.report.formats import NOTHING, count_nouns, format_count, format_percent
-from pipeline.report.published import GROUPS, list_published
+from pipeline.report.published import DAGGER, GROUPS, list_published
 from pipeline.report.read import CURVES, EVALS, NO_FILTER, RunFolder, is_network
 from pipeline.schemas import EVAL_CURVE
 
-DAGGER = "†"
 CORRECTED = "value_corrected"
 Facts = Mapping[str, Any]
 Models = Mapping[str, Facts]
@@ -131,19 +130,23 @@ def _list_tasks(models: Models, tasks: Facts) -> Table:
 def _describe_columns(models: Models, key: str, task: Facts) -> list[list[str | Cell]]:
     """Return the task's line, and one with its corrected values if a model has another there."""
     corrected = {name: facts["tasks"].get(key, {}).get(CORRECTED) for name, facts in models.items()}
+    marks = _mark_incomplete(models, key)
     rows = [_describe_task(models, key, task)]
     if any(
         CORRECTED in facts["tasks"].get(key, {}) and corrected[name] != _find_value(facts, key)
         for name, facts in models.items()
     ):
-        rows.append([Cell(text=task["name"], note=" (corrected)"), "", "", "", *_mark_best(corrected, {})])
+        rows.append([Cell(text=task["name"], note=" (corrected)"), "", "", "", *_mark_best(corrected, marks)])
     return rows
+
+
+def _mark_incomplete(models: Models, key: str) -> dict[str, str]:
+    return {name: DAGGER if f["tasks"].get(key, {}).get("incomplete") else "" for name, f in models.items()}
 
 
 def _describe_task(models: Models, key: str, task: Facts) -> list[str | Cell]:
     found = {name: facts["tasks"].get(key, {}) for name, facts in models.items()}
     values = {name: of.get("value") for name, of in found.items()}
-    marks = {name: DAGGER if of.get("incomplete") else "" for name, of in found.items()}
     images = next((of["images"] for of in found.values() if of.get("images") is not None), None)
     counted = "" if task["counted"] else " (not counted)"
     return [
@@ -151,7 +154,7 @@ def _describe_task(models: Models, key: str, task: Facts) -> list[str | Cell]:
         Cell(text=task["metric"] or NOTHING, code=True),
         format_count(images),
         format_percent(task["random_baseline"], unit=False),
-        *_mark_best(values, marks),
+        *_mark_best(values, _mark_incomplete(models, key)),
     ]
 
 
@@ -180,7 +183,7 @@ def _describe_group(models: Models, group: str) -> list[str | Cell] | None:
     if len(set(sizes.values())) == 1:
         done, of = next(iter(sizes.values()))
         return [f"{title} (mean of {done} of {of} tasks)", "", "", "", *_mark_best(values, {})]
-    notes = {name: f"({done} of {of})" for name, (done, of) in sizes.items()}
+    notes = {name: f"({done}\u00a0of\u00a0{of})" for name, (done, of) in sizes.items()}
     return [f"{title} (mean)", "", "", "", *_mark_best(values, notes)]
 
 
@@ -244,7 +247,8 @@ def _explain_incomplete(models: Models) -> list[str]:
     by_models: dict[tuple[str, ...], list[str]] = {}
     for task, names in by_task.items():
         by_models.setdefault(tuple(names), []).append(task)
-    return [f"{DAGGER} Incomplete for {', '.join(names)}: {', '.join(tasks)}." for names, tasks in by_models.items()]
+    notes = [f"{DAGGER} Incomplete for {', '.join(names)}: {', '.join(tasks)}." for names, tasks in by_models.items()]
+    return [*notes, "Means and averages that such a task enters are not those of the whole sets."] if notes else []
 
 
 def _count_images(task: Facts) -> str:
@@ -279,6 +283,6 @@ def _list_missing(models: Models) -> list[Block]:
             if facts.get(field):
                 by_keys.setdefault(tuple(facts[field]), []).append(name)
         for keys, names in by_keys.items():
-            whom = "" if len(names) == len(models) else f" for {', '.join(names)}"
+            whom = "" if len(names) == len(models) else f" ({', '.join(names)})"
             blocks.append(Fold(f"{count_nouns(len(keys), 'task')} {what}{whom}", ", ".join(keys)))
     return blocks

@@ -38,7 +38,7 @@ SIGLIP = {
 """The shape of open_clip's SigLIP configs, but for size, image tower and tokenizer (theirs comes from the hub)."""
 OWN = """
 import torch
-from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
+from torchvision.transforms import CenterCrop, Compose, Grayscale, Normalize, Resize, ToTensor
 
 class Colours(torch.nn.Module):
     def encode_image(self, image):
@@ -72,6 +72,22 @@ def grey(device):
 
 def no_words():
     return make("cpu")
+
+def no_crop(device):
+    colours, transform, tokenize = make(device)
+    return colours, Compose([transform.transforms[0], *transform.transforms[2:]]), tokenize
+
+def grey_pictures(device):
+    colours, transform, tokenize = make(device)
+    return colours, Compose([*transform.transforms[:2], Grayscale(), ToTensor(), Normalize((0.0,), (1.0,))]), tokenize
+
+def small_batches(device):
+    colours, transform, tokenize = make(device)
+    colours.encode_image = lambda image: image.mean(dim=(2, 3)) if len(image) < 3 else fail()
+    return colours, transform, tokenize
+
+def fail():
+    raise RuntimeError("out of memory\\n and so on")
 
 def missing(device):
     return {}["weights"]
@@ -134,6 +150,8 @@ def test_a_function_of_ones_own(own: Callable[[str], str]) -> None:
         ("no_module", "no torch module"),
         ("no_tokens", "tokenize makes list of two strings"),
         ("no_transform", "'NoneType' object is not callable"),
+        ("no_crop", r"transform makes \(3, 8, 10\) and \(3, 10, 8\) of 64 x 48 and 48 x 64 px"),
+        ("grey_pictures", r"transform makes \(1, 8, 8\) and \(1, 8, 8\) of"),
         ("grey", r"makes \(2, 3\) of two texts and \(2, 1\) of two images"),
         ("no_words", "takes 0 positional arguments but 1 was given"),
         ("missing", r"KeyError: 'weights' \(.*own_.*\.py, line \d+\)"),
@@ -143,6 +161,14 @@ def test_a_function_of_ones_own(own: Callable[[str], str]) -> None:
 def test_a_function_that_makes_no_model(own: Callable[[str], str], function: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         open_python_model(own(function), device="cpu")
+
+
+def test_a_batch_that_a_model_cannot_take(own: Callable[[str], str]) -> None:
+    encoder = Encoder(open_python_model(own("small_batches"), device="cpu"), device="cpu", precision="fp32")
+    with pytest.raises(
+        ModelError, match=r"fails on 3 inputs of shape \(3, 8, 8\) on cpu: out of memory. If memory ran"
+    ):
+        encoder.encode_images(torch.zeros(3, 8, 8, 3, dtype=torch.uint8))
 
 
 def test_other_code_with_the_same_weights_is_another_model(own: Callable[[str], str]) -> None:

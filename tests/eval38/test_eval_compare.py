@@ -165,6 +165,19 @@ def test_what_cannot_be_compared(tmp_path: Path, texts: list[str], message: str)
         compare([str(tmp_path / text) for text in texts])
 
 
+def test_an_incomplete_task_is_marked_and_so_are_its_means(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", SOME, 0.5)
+    write_run(tmp_path / "b", SOME, 0.5, seed=1)
+    lines = [json.loads(line) for line in (tmp_path / "b" / "eval_results.jsonl").read_text().splitlines()]
+    lines[1]["incomplete"] = True
+    write_results(str(tmp_path / "b"), lines)
+    facts = compare([str(tmp_path / "a"), str(tmp_path / "b")], resamples=50)
+    marked = {line["name"] for line in (*facts["tasks"], *facts["means"]) if line["incomplete"] == ["b"]}
+    assert marked == {"Oxford-IIIT Pet", "VTAB (1 of 13 tasks)", "partial average over 4 of 38 tasks"}
+    shown = format_compared(facts)
+    assert shown.count("†") == 4 and "† Not every image" in shown
+
+
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a", SOME, 0.5)
     write_run(tmp_path / "b", SOME, 0.5, seed=1)

@@ -11,7 +11,7 @@ from made_evalsets import NUM_PICTURES, make_captioned_tars, make_labelled
 from eval38.config import EvalConfig
 from eval38.evaluate import evaluate
 from eval38.tasks import find_task
-from pipeline.errors import EvalError
+from pipeline.errors import EvalError, ModelError
 from pipeline.manifest import Counts, Manifest, read_manifest
 
 MakeSet = Callable[..., Path]
@@ -209,6 +209,34 @@ def test_another_model_or_precision_is_evaluated_again(
     torch.manual_seed(0)
     run(tasks=("mnist",), precision="bf16", model="winnow-vit-tiny")
     assert "model_sha256 changed" in caplog.text
+
+
+def test_a_manifest_that_tells_of_other_lines_goes_first(
+    make_set: MakeSet, run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second model that fails after the first set leaves its lines, and no manifest of the first model's."""
+    make_set("mnist", classes=DIGITS)
+    make_set("cifar10", classes=DIGITS)
+    run()
+    code = COLOURS_BY_NAME.replace("image.mean", "next(SCALE) * image.mean") + "import itertools\n"
+    (tmp_path / "fails_later.py").write_text(code + "SCALE = itertools.chain([1, 1], itertools.repeat(float('nan')))\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match="not finite"):
+        run(model="fails_later:make")
+    assert list(_lines(tmp_path)) == ["cifar10"] and read_manifest(str(tmp_path / "out")) is None
+
+
+@pytest.mark.parametrize("place", ["out", "features"])
+def test_a_file_where_a_folder_is_meant_is_told_before_work(
+    make_set: MakeSet, checkpoint: str, tmp_path: Path, place: str
+) -> None:
+    data = str(make_set().parent)
+    (tmp_path / "file").touch()
+    places = {"out": str(tmp_path / "new")} | {place: str(tmp_path / "file")}
+    with pytest.raises(EvalError, match="file' is a file: name a folder"):
+        evaluate(EvalConfig(own=("toy",)), model=checkpoint, data=data, **places, device="cpu", quiet=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_task_asked_for_alone_leaves_the_others_results(

@@ -208,7 +208,7 @@ def test_python_lists_and_lost_images_of_a_table(tmp_path: Path) -> None:
         ("filename,raw\n1.jpg,\"['a']\",b\n", "has not as many cells"),
         ("filename,text\n1.jpg,a\n", "has no column raw; it has filename, text"),
         ("", "has no column filename, raw; it has none"),
-        ("filename,raw\n1.jpg,a caption\n", "should hold a list of strings, not 'None'"),
+        ("filename,raw\n1.jpg,a caption\n", "should hold a list of strings, not 'a caption'"),
         ('filename,raw\n1.jpg,"[1, 2]"\n', "should hold a list of strings"),
         ('filename,raw\n1.jpg,"a\n', "is no csv"),
         ('filename,raw\n1.jpg,"[""\\ud800""]"\n', "should hold a list of strings"),

@@ -89,7 +89,12 @@ def test_comparison_adds_an_average_over_shared_tasks() -> None:
     assert found["VTAB"] == ["- (0/13)", "90.00 (1/13)"]
     assert found["average"] == ["30.00 (2/38)", "60.00 (2/38)"]
     assert found["average over the counted tasks that all have (1)"] == ["20.00", "30.00"]
-    assert "average, corrected" not in found
+    assert "average, corrected" not in found and "* Not every image of the set was evaluated." in text
+
+
+def test_comparison_says_why_a_task_failed() -> None:
+    facts = _facts({"vtab/pets": 0.5}, broken={"cifar10": "its folder has 4 classes"})
+    assert format_comparison({"a": facts, "b": facts}).count("CIFAR-10 failed: its folder has 4 classes") == 1
 
 
 def test_comparison_gives_corrected_averages_where_they_differ() -> None:

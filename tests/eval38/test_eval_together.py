@@ -189,6 +189,8 @@ def test_a_checkpoint_that_diverged_is_a_point_without_values(make_set: MakeSet,
     assert "not finite" in points[0]["error"] and points[1]["tasks"]["toy"] is not None
     text = format_curve(points)
     assert "failed" in text.splitlines()[1] and "step 1 failed: the model gives vectors" in text
+    assert points[1]["incomplete"] == [] and "Not every image" not in text
+    assert "Not every image was evaluated of toy." in format_curve([points[1] | {"incomplete": ["toy"]}])
 
 
 def test_a_recipes_models_are_evaluated_together(make_set: MakeSet, trained: Path, tmp_path: Path) -> None:
@@ -236,6 +238,9 @@ def test_several_models_on_the_command_line(
     assert capsys.readouterr().out.splitlines()[0].split() == ["%", "a", "b"]
     assert main(["--model", models[0], "--model", models[1], *words]) == EvalError.exit_code
     assert "1 of 2 models could not be evaluated:\n1.pt: the model gives vectors" in capsys.readouterr().err
+    assert main(["--model", models[0], "--model", f"b=winnow-vit-tiny@{tmp_path}", *words]) == EvalError.exit_code
+    assert "1 of 2 models could not be evaluated:\nb: " in capsys.readouterr().err  # a folder where a file is meant
+    assert main(["--model", models[0], *words[:2], "--out", "", *words[4:]]) == ConfigError.exit_code
     assert main(["--model", models[0], "--model", models[1], "--every", *words]) == ConfigError.exit_code
 
 

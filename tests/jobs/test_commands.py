@@ -40,6 +40,8 @@ def test_no_verb_and_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["score", "dfn-tny", "--pool", "p", "--out", "o"], 2, "did you mean 'dfn-tiny'"),
         (["score", "a", "b", "--pool", "p", "--out", "o"], 2, "two recipes given"),
         (["score", "none.yaml", "--pool", "p", "--out", "o"], 2, "no recipe file 'none.yaml'"),
+        (["score", "dfn-tiny", "--pool", "p", "--out", ""], 2, "--out is empty"),
+        (["report", ""], 2, "run is empty"),
         (["train", "--data", "p", "--out", "o"], 2, "does not train"),
         (["train", "dfn-tiny", "train.sampels=3", "--data", "p", "--out", "o"], 2, "did you mean 'samples'"),
         (["train", "dfn-tiny", "train.samples=100", "--data", "p", "--out", "o"], 2, "multiple of"),

@@ -253,6 +253,7 @@ def test_whole_run(run: Path, pool: str, tmp_path: Path) -> None:
     assert "53.4 +12.2" in page.text
     assert "Partial average over 1 of 38 tasks" in page.text
     assert "Incomplete for none: CIFAR-10 (9,999 of 10,000 images)." in page.text
+    assert "Means and averages that such a task enters are not those of the whole sets." in page.text
     assert "2 tasks without data mnist, sun397" in page.text
     assert "7,654,321" in page.text and "1,234" in page.text
     assert "bright unreadable_image 1 cannot <b>identify</b> image" in page.text

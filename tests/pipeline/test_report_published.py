@@ -7,7 +7,7 @@ def make_facts(num_tasks: int, *, retrieval: float | None = 0.25) -> dict[str, A
     """Return the means of an evaluation's manifest."""
     values = {"imagenet": 0.5, "imagenet_shift": 0.4, "vtab": 0.3, "retrieval": retrieval}
     groups = {group: {"name": group, "value": value} for group, value in values.items()}
-    return {"groups": groups, "average": {"value": 0.345, "num_tasks": num_tasks}}
+    return {"groups": groups, "average": {"value": 0.345, "num_tasks": num_tasks}, "tasks": {}}
 
 
 def test_models_with_all_tasks_stand_over_the_published_ones() -> None:
@@ -24,3 +24,11 @@ def test_models_with_all_tasks_stand_over_the_published_ones() -> None:
 
 def test_a_partial_average_is_not_compared() -> None:
     assert list_published({"part": make_facts(37)}) == []
+
+
+def test_a_model_of_incomplete_sets_is_marked() -> None:
+    facts = make_facts(38) | {"tasks": {"mnist": {"counted": True, "incomplete": True}}}
+    (table,) = list_published({"ours": facts, "whole": make_facts(38)})
+    assert [getattr(row[1], "note", "") for row in table.rows[:2]] == ["†", ""]
+    assert table.notes[-1].startswith("† Not every image")
+    assert len(list_published({"whole": make_facts(38)})[0].notes) == 1

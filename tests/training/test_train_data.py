@@ -1,3 +1,4 @@
+import multiprocessing
 import threading
 
 import pytest
@@ -65,9 +66,24 @@ def test_unreadable_images_are_replaced_alike_and_reported(opened, tmp_path, wri
     assert len(used) == 80 and not {3, 17} & set(used.tolist())
 
 
-def test_only_unreadable_images_is_an_error(opened, tmp_path, write_shards):
-    with pytest.raises(StageError, match="readable image"):
-        load(opened, write_shards(tmp_path, [("a", b"x"), ("b", b"y")]), batch_size=2)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_only_unreadable_images_is_an_error(opened, tmp_path, write_shards, num_workers):
+    with pytest.raises(StageError, match=r"^train: 100 rows .* no readable image") as caught:
+        load(opened, write_shards(tmp_path, [("a", b"x"), ("b", b"y")]), batch_size=2, num_workers=num_workers)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_loader_process_that_is_killed_is_named(opened, squares):
+    index = read_index(list_tars(str(squares)), tokenize=opened.tokenize, quiet=True)
+    settings = {"crop": read_crop(opened.train_transform), "batch_size": 32, "seed": 0, "num_workers": 1}
+    batches = open_batches(index, steps=range(1000), **settings)
+    next(batches)
+    (process,) = multiprocessing.active_children()
+    process.kill()
+    with pytest.raises(StageError, match=r"^train: DataLoader worker .* lower num_workers"):
+        list(batches)
 
 
 def test_prefetch_passes_items_and_errors_and_stops_its_thread():

@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
 from pipeline.clip_model import open_model
 from pipeline.errors import StageError
 from training.checkpoint import RunState, Saver, list_saves, load_resume, snapshot, write_save
-from training.config import TrainConfig
+from training.config import TrainConfig, Zeroshot
 from training.metrics import MetricsLog, cut_lines
 from training.run import _save_gathered, train
 from training.stopping import find_collapse
@@ -77,6 +78,22 @@ def test_lines_after_the_resumed_step_are_cut(tmp_path):
     cut_lines(url, step=2)
     assert [json.loads(line)["step"] for line in Path(url).read_text().splitlines()] == [1, 2]
     cut_lines(str(tmp_path / "absent.jsonl"), step=0)
+
+
+def test_on_an_object_store_lines_are_written_at_times_and_before_each_save(squares):
+    store, found = fsspec.filesystem("memory"), []
+
+    def count_lines(_):
+        found.append(len(store.cat_file("/watched/metrics.jsonl").splitlines()))
+        return {}
+
+    choices = SETTINGS | {"samples": 32 * 7, "log_every_steps": 1, "checkpoint_every_steps": 3, "report_to": ()}
+    config = TrainConfig(**choices, zeroshot=Zeroshot(tasks=("any",), every_samples=32))
+    train(config, data=str(squares), out="memory://watched", measure=count_lines, quiet=True)
+    assert found == [1, 1, 3, 3, 3, 6, 6]
+    lines = store.cat_file("/watched/metrics.jsonl").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    store.rm("/watched", recursive=True)
 
 
 @pytest.mark.parametrize(

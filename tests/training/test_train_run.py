@@ -8,7 +8,7 @@ import torch
 from open_clip_train.scheduler import cosine_lr
 
 from pipeline.clip_model import find_clip, open_model
-from pipeline.errors import ModelError, PoolError, StageError
+from pipeline.errors import ConfigError, ModelError, PoolError, StageError
 from pipeline.manifest import read_manifest
 from training.config import TrainConfig
 from training.data import open_batches
@@ -186,6 +186,17 @@ def test_parents_given_replace_the_datas_own_identity(squares, tmp_path):
 def test_bf16_and_clipping_train(squares, tmp_path):
     config = make_config(samples=64, precision="bf16", grad_clip_norm=1.0)
     assert math.isfinite(train(config, data=str(squares), out=str(tmp_path), quiet=True).facts["final_loss"])
+
+
+def test_a_batch_larger_than_the_data_is_warned_of(tmp_path, write_shards, square_rows, caplog):
+    data = write_shards(tmp_path / "data", square_rows(10))
+    train(make_config(samples=32), data=str(data), out=str(tmp_path / "out"), quiet=True)
+    assert "a batch has 32 rows and there are 10 to train on" in caplog.text
+
+
+def test_a_device_that_is_none_is_an_error(squares, tmp_path):
+    with pytest.raises(ConfigError, match="device 'gpu' is none: say auto, cpu"):
+        train(make_config(), data=str(squares), out=str(tmp_path), device="gpu", quiet=True)
 
 
 def test_data_that_is_not_there_is_an_error(tmp_path):

@@ -66,6 +66,14 @@ def test_more_copies_than_batches_stay_where_they_fall():
     assert set(np.bincount(tiny)) == {8}
 
 
+def test_no_place_is_looked_for_again_where_there_is_none():
+    twins = [0] * 300 + [1] * 90 + list(range(2, 612))
+    drawn = ExactSampler(make_index(twins), batch_size=10, seed=0)._part_twins(0)
+    batches = np.array(twins)[drawn.order].reshape(100, 10)
+    assert drawn.everywhere == {0} and (batches == 0).any(1).all()
+    assert (batches == 1).sum(1).max() == 1
+
+
 def test_sets_that_repeat_rows_within_an_epoch_are_kept_apart_too():
     index = make_index(range(60), sets=[(50, 90), (10, 30)])
     rows = ExactSampler(index, batch_size=8, seed=0).rows_at(range(240))

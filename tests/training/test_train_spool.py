@@ -1,11 +1,13 @@
 """Remote shards brought whole, against an S3 server on loopback that counts requests."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,12 @@ import torch
 from made_s3 import other_client, serve_s3
 
 from pipeline.clip_model import open_model
+from training.config import TrainConfig
 from training.data import open_batches
 from training.images import read_crop
 from training.index import TarReader, list_tars, read_index
-from training.spool import PREFIX, Spool, SpoolReader
+from training.run import plan_run
+from training.spool import LOCK, PREFIX, Spool, SpoolReader, _open_folder
 from training.world import World
 
 ROWS, PER_TAR = 240, 20
@@ -130,6 +134,28 @@ def test_a_shard_that_finds_no_room_is_read_row_by_row(server, both, caplog):
     reader.close()
     plain.close()
     spool.close()
+
+
+def test_a_run_asks_for_one_listing_to_identify_its_data(server, both):
+    config = TrainConfig(model="winnow-vit-tiny", samples=2, batch_size=2)
+    server.requests.clear()
+    assert plan_run(config, "s3://shards").parents["data"]
+    assert not [path for _, path, _ in server.requests if path.endswith(".tar")]
+    server.requests.clear()
+    plan_run(config, "s3://shards", parents={"data": "known"})
+    assert len(server.requests) <= 2  # which files there are
+
+
+def test_processes_that_start_together_leave_each_other_their_folders():
+    def open_some(_):
+        return [_open_folder() for _ in range(50)]
+
+    with ThreadPoolExecutor(4) as threads:
+        opened = [one for some in threads.map(open_some, range(4)) for one in some]
+    assert len(opened) == 200 and all((Path(folder) / LOCK).exists() for folder, _ in opened)
+    for folder, lock in opened:
+        os.close(lock)
+        shutil.rmtree(folder)
 
 
 HOLD = """

@@ -277,6 +277,24 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(rows_with_a_broke
     [("3", {}, "over 3 processes: take 30 or 33"), ("4", {"accum_freq": 16}, "of accum_freq 16: take 64")],
 )
 def test_a_batch_that_processes_cannot_share_is_an_error(monkeypatch, tmp_path, world_size, values, message):
-    monkeypatch.setenv("WORLD_SIZE", world_size)
+    for name, value in {"RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "WORLD_SIZE": world_size}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         train_in_one({"samples": 64} | values, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is many and RANK 0"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0 and RANK 0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 and RANK 0, and RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here"}, "and MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "WORLD_SIZE is 2 and RANK 2:"),
+    ],
+)
+def test_an_environment_in_which_processes_cannot_meet_is_an_error(monkeypatch, tmp_path, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        train_in_one({"samples": 64}, tmp_path, tmp_path / "out")

@@ -7,7 +7,6 @@ Threads only decode, resize and crop (uint8); the model's own scaling to floats 
 device, with the operations and so the bits of the model's transform.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from eval38.ranks import gather, is_own
 from eval38.rows import PLACEHOLDER, ImageRow, LostImage
 from eval38.text import encode_text, order_prompts
 from pipeline.clip_model import OpenedClip
+from pipeline.devices import count_cores
 from pipeline.errors import EvalError, ModelError
 from pipeline.images import UnreadableImage, decode_image
 from pipeline.schemas import REASON_UNREADABLE_IMAGE
@@ -282,11 +282,6 @@ def decode_batches(
         while pieces := ahead.popleft().result():
             ahead.append(reader.submit(read_batch))
             yield join_batches([piece.result() for piece in pieces])
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decode_rows(rows: Sequence[ImageRow[T] | LostImage], geometry: Geometry) -> ImageBatch[T]:

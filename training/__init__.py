@@ -23,6 +23,7 @@ The files, in the order data flows:
 
     config.py      TrainConfig, and which of its fields decide the weights; FineTune
     start.py       fresh weights, or which ones; another resolution, a locked text tower, checkpointed blocks
+    processes.py   a function over many items in forked processes, in order
     index.py       tars -> where each row's image lies and its tokens
     captioned.py   several sets, some of them classes with caption templates -> one index; held-out rows
     index_file.py  that index, kept beside an unfinished run

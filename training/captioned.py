@@ -126,11 +126,14 @@ def _read_set(part: TrainSet, tokenize: Tokenize, *, quiet: bool) -> RowIndex:
     if part.classes.sizes is None:
         found = locate_rows(part.urls, CLASS_EXTENSION, REASON_MISSING_LABEL, quiet=quiet)
         labels = [_read_label(text, part.name, len(part.classes.captions)) for text in found.texts]
-        return _index_classes(part, part.classes, found, np.array(labels)[found.text_of], tokenize)
+        return _index_classes(part, part.classes, found, np.array(labels)[found.text_N], tokenize)
     sizes = [int(info["size"]) for info in fingerprint_all(part.urls)]
     num = len(part.urls)
-    twins = [hash_row(url.encode(), 0, b"") for url in part.urls]
-    found = Located(list(range(num)), [0] * num, sizes, [], [], twins, Counts(read=num, kept=num))
+    twin_N = np.array([hash_row(url.encode(), 0, b"") for url in part.urls], np.uint64)
+    zero_N, counts = np.zeros(num, np.int32), Counts(read=num, kept=num)
+    found = Located(
+        np.arange(num, dtype=np.int32), zero_N.astype(np.int64), np.array(sizes, np.int32), zero_N, (), twin_N, counts
+    )
     label_N = np.repeat(np.arange(len(part.classes.sizes)), part.classes.sizes)
     return _index_classes(part, part.classes, found, label_N, tokenize)
 
@@ -152,14 +155,14 @@ def _index_classes(
     num_C = np.array([len(captions) for captions in classes.captions])
     return RowIndex(
         tuple(part.urls),
-        np.array(found.tars, np.int32),
-        np.array(found.offsets, np.int64),
-        np.array(found.sizes, np.int32),
+        found.tar_N,
+        found.offset_N,
+        found.size_N,
         (np.cumsum(num_C) - num_C)[label_N].astype(np.int32),
         num_C[label_N].astype(np.int32),
-        np.array(found.twins, np.uint64),
+        found.twin_N,
         tokenize_all([caption for captions in classes.captions for caption in captions], tokenize),
-        (SetRows(part.name, found.counts, len(found.tars)),),
+        (SetRows(part.name, found.counts, len(found.tar_N)),),
     )
 
 

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.errors import StageError, WinnowError
+from pipeline.errors import StageError
 from pipeline.images import UnreadableImage
 from pipeline.storage import is_local
 from training.images import NUM_DRAWS, Crop, read_image
 from training.index import RowIndex, TarReader
 from training.order import draw_uniform, replacement_row
+from training.processes import make_ahead
 from training.samplers import open_sampler
 from training.spool import Spool, SpoolReader
-from training.stopping import ignore_sigterm
 from training.world import ALONE, World
 
 log = logging.getLogger("winnow")
@@ -82,7 +82,8 @@ class Batches(Dataset[Batch]):
             rows[slot], pixel_BHWC[slot] = self._read(int(rows[slot]), position, uniform[slot], unreadable)
         caption_B = (uniform_BD[:, NUM_DRAWS] * self.index.num_captions_N[rows]).astype(np.int64)
         text_UX = self.index.token_UL if self.index.feature_UD is None else self.index.feature_UD
-        token_BL = np.asarray(text_UX[self.index.caption_N[rows] + caption_B])
+        text_BX = np.asarray(text_UX[self.index.caption_N[rows] + caption_B])
+        token_BL = text_BX.astype(np.int32) if text_BX.dtype == np.uint16 else text_BX  # torch hardly knows uint16
         found = torch.tensor(unreadable, dtype=torch.int64)
         return Batch(torch.from_numpy(pixel_BHWC), torch.from_numpy(token_BL), torch.from_numpy(rows), found)
 
@@ -100,21 +101,6 @@ class Batches(Dataset[Batch]):
         raise StageError(
             f"train: {MAX_ATTEMPTS} rows in turn had no readable image, the last {last}. Check the shards."
         )
-
-
-class _Told(Dataset[Batch | WinnowError]):
-    """Gives an error that explains itself as an item: the loader would put a traceback around its message."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> Batch | WinnowError:
-        try:
-            return self.batches[step]
-        except WinnowError as error:
-            return error
-        except OSError as error:  # not every kind of it can be sent to another process
-            return StageError(f"train: {error}")
 
 
 def open_batches(
@@ -141,15 +127,11 @@ def open_batches(
     spool = _open_spool(batches, steps, num_workers, order | {"name": sampler})
     if spool:
         batches.reader = SpoolReader(index.urls, spool.folder)
-    loader: Iterable[Any] = DataLoader(
-        _Told(batches) if num_workers else batches,
-        batch_size=None,
-        sampler=steps,
-        num_workers=num_workers,
-        pin_memory=pin,
-        worker_init_fn=ignore_sigterm,
-    )
-    ahead = _take_made(loader) if num_workers else prefetch(loader, depth=PREFETCH_BATCHES)
+    if num_workers:
+        ahead = make_ahead(batches.__getitem__, steps, num_processes=num_workers, pin=pin)
+    else:
+        loader = DataLoader(batches, batch_size=None, sampler=steps, pin_memory=pin)
+        ahead = prefetch(loader, depth=PREFETCH_BATCHES)
     try:
         if spool:
             spool.start()  # after the loader's processes have been forked
@@ -163,22 +145,6 @@ def open_batches(
         batches.reader.close()
         if spool:
             spool.close()
-
-
-def _take_made(loader: Iterable[Batch | WinnowError]) -> Generator[Batch, None, None]:
-    """Yield what loader processes make, and raise what they could not.  StageError says that one was killed."""
-    try:
-        for made in loader:
-            if isinstance(made, WinnowError):
-                raise made
-            yield made
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise StageError(
-            f"train: {' '.join(str(error).split())} It is mostly main memory or /dev/shm that is short: lower "
-            "num_workers or batch_size, and run the same command again to go on."
-        ) from error
 
 
 def _open_spool(batches: Batches, steps: range, num_workers: int, settings: Mapping[str, Any]) -> Spool | None:

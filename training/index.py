@@ -1,8 +1,8 @@
 """Tars -> an index: where each row's image lies, and the tokens of its captions.  Images are read later, by position.
 
-Reads every tar once, in order; of a local tar only the headers and captions.  A row needs an image member and a .txt
-member, as open_clip's loader asks; rows without are counted by reason and left out.  The index holds 32 bytes per row
-plus each distinct caption's tokens once.  Sets whose captions are made from classes: captioned.py.
+Reads every tar once, several at a time; of a local tar only the headers and captions.  A row needs an image member and
+a .txt member, as open_clip's loader asks; rows without are counted by reason and left out.  The index holds 32 bytes
+per row plus each distinct caption's tokens once, 2 bytes each.  Captions that are made from classes: captioned.py.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from pipeline.schemas import (
 )
 from pipeline.storage import expand, is_local, open_file, read_exactly
 from pipeline.tars import BrokenTar, Member, TarRow, read_rows
+from training.processes import map_in_processes
 
 log = logging.getLogger("winnow")
 Tokenize = Callable[[list[str]], Any]
@@ -55,7 +57,7 @@ class RowIndex:
     twin_N: np.ndarray
     """uint64: equal for copies of one row, which have the same caption or label and the same image (hash_row)."""
     token_UL: np.ndarray
-    """int32 (distinct captions, context length)."""
+    """uint16 (distinct captions, context length); int32 where a token has no room in that."""
     sets: tuple["SetRows", ...]
     """The sets it was made from, in the order of their rows."""
     feature_UD: np.ndarray | None = None
@@ -99,16 +101,31 @@ class SetRows(NamedTuple):
 class Located(NamedTuple):
     """Images in tars, each with the text beside it."""
 
-    tars: list[int]
-    offsets: list[int]
-    sizes: list[int]
-    text_of: list[int]
-    """Position of each image's text in `texts`."""
-    texts: list[str]
+    tar_N: np.ndarray
+    """int32."""
+    offset_N: np.ndarray
+    """int64."""
+    size_N: np.ndarray
+    """int32."""
+    text_N: np.ndarray
+    """int32: position of each image's text in `texts`."""
+    texts: Sequence[str]
     """Distinct."""
-    twins: list[int]
-    """hash_row of each."""
+    twin_N: np.ndarray
+    """uint64: hash_row of each."""
     counts: Counts
+
+
+class TarRows(NamedTuple):
+    """The images of one tar that have a text."""
+
+    offset_N: np.ndarray
+    size_N: np.ndarray
+    twin_N: np.ndarray
+    texts: list[str]
+    """N long."""
+    failed: Counter[str]
+    """Rows that have none, by reason."""
 
 
 ROWS = "rows"
@@ -123,50 +140,78 @@ def list_tars(data: str) -> list[str]:
     return urls
 
 
-def read_index(urls: Sequence[str], *, tokenize: Tokenize, quiet: bool = False) -> RowIndex:
-    """Return the index of all usable rows.  Raises PoolError, with the reasons, when there is none."""
-    found = locate_rows(urls, CAPTION_EXTENSION, REASON_NULL_CAPTION, quiet=quiet)
-    num_rows = len(found.tars)
+def read_index(
+    urls: Sequence[str], *, tokenize: Tokenize, quiet: bool = False, num_processes: int | None = None
+) -> RowIndex:
+    """Return the index of all usable rows, the same by any number of processes (default: one per core).
+
+    Raises PoolError, with the reasons, when there is none.
+    """
+    found = locate_rows(urls, CAPTION_EXTENSION, REASON_NULL_CAPTION, quiet=quiet, num_processes=num_processes)
+    num_rows = len(found.tar_N)
     return RowIndex(
         tuple(urls),
-        np.array(found.tars, np.int32),
-        np.array(found.offsets, np.int64),
-        np.array(found.sizes, np.int32),
-        np.array(found.text_of, np.int32),
+        found.tar_N,
+        found.offset_N,
+        found.size_N,
+        found.text_N,
         np.ones(num_rows, np.int32),
-        np.array(found.twins, np.uint64),
-        tokenize_all(found.texts, tokenize),
+        found.twin_N,
+        tokenize_all(found.texts, tokenize, quiet=quiet, num_processes=num_processes),
         (SetRows(ROWS, found.counts, num_rows),),
     )
 
 
-def locate_rows(urls: Sequence[str], extension: str, reason: str, *, quiet: bool = False) -> Located:
+def locate_rows(
+    urls: Sequence[str], extension: str, reason: str, *, quiet: bool = False, num_processes: int | None = None
+) -> Located:
     """Return where the images lie that have a text member of that extension; `reason` counts those that have none.
 
     Raises PoolError when there is not one.
     """
-    found = Located([], [], [], [], [], [], Counts(read=0, kept=0))
     places: dict[str, int] = {}
-    failed: Counter[str] = Counter()
-    for tar, url in enumerate(tqdm(urls, desc="index", unit="tar", disable=quiet)):
-        for row in _index_tar(url, extension, reason):
-            if isinstance(row, str):
-                failed[row] += 1
-                continue
-            image, text, twin = row
-            found.tars.append(tar)
-            found.offsets.append(image.offset)
-            found.sizes.append(image.size)
-            found.text_of.append(places.setdefault(text, len(places)))
-            found.twins.append(twin)
-    if not found.tars:
-        why = ", ".join(f"{reason}: {num}" for reason, num in sorted(failed.items())) or "the tars are empty"
+    tars: list[TarRows] = []
+    texts = []
+    found = map_in_processes(partial(index_tar, extension=extension, reason=reason), urls, num_processes=num_processes)
+    for tar in tqdm(found, total=len(urls), desc="index", unit="tar", disable=quiet):
+        texts.append(np.array([places.setdefault(text, len(places)) for text in tar.texts], np.int32))
+        tars.append(tar._replace(texts=[]))
+    failed = sum((tar.failed for tar in tars), Counter[str]())
+    num_rows, lost = sum(map(len, texts)), dict(sorted(failed.items()))
+    if not num_rows:
+        why = ", ".join(f"{reason}: {num}" for reason, num in lost.items()) or "the tars are empty"
         raise PoolError(f"no row of {len(urls)} tars (first {urls[0]!r}) can be trained on: {why}.")
-    num_rows, lost = len(found.tars), dict(sorted(failed.items()))
-    return found._replace(texts=list(places), counts=Counts(read=num_rows + failed.total(), kept=num_rows, failed=lost))
+    return Located(
+        np.repeat(np.arange(len(urls), dtype=np.int32), [len(text_N) for text_N in texts]),
+        np.concatenate([tar.offset_N for tar in tars]),
+        np.concatenate([tar.size_N for tar in tars]),
+        np.concatenate(texts),
+        list(places),
+        np.concatenate([tar.twin_N for tar in tars]),
+        Counts(read=num_rows + failed.total(), kept=num_rows, failed=lost),
+    )
 
 
-def _index_tar(url: str, extension: str, reason: str) -> Iterator[tuple[Member, str, int] | str]:
+def index_tar(url: str, *, extension: str, reason: str) -> TarRows:
+    """Return the rows of one tar; one cut short ends where it does."""
+    offsets: list[int] = []
+    sizes: list[int] = []
+    twins: list[int] = []
+    texts: list[str] = []
+    failed: Counter[str] = Counter()
+    for row in _read_tar(url, extension, reason):
+        if isinstance(row, str):
+            failed[row] += 1
+            continue
+        image, text, twin = row
+        offsets.append(image.offset)
+        sizes.append(image.size)
+        twins.append(twin)
+        texts.append(text)
+    return TarRows(np.array(offsets, np.int64), np.array(sizes, np.int32), np.array(twins, np.uint64), texts, failed)
+
+
+def _read_tar(url: str, extension: str, reason: str) -> Iterator[tuple[Member, str, int] | str]:
     """Yield (image member, text, hash_row) for each row of one tar, or the reason why it has none."""
     reader = TarReader([url])
     try:
@@ -203,10 +248,25 @@ def _find_member(row: TarRow, extensions: Sequence[str]) -> Member | None:
     return next((by_extension[e] for e in extensions if e in by_extension), None)
 
 
-def tokenize_all(captions: list[str], tokenize: Tokenize) -> np.ndarray:
-    """Return int32 (captions, context length)."""
+def tokenize_all(
+    captions: Sequence[str], tokenize: Tokenize, *, quiet: bool = True, num_processes: int | None = None
+) -> np.ndarray:
+    """Return uint16 (captions, context length), or int32 where a token has no room in that."""
     starts = range(0, len(captions), TOKENIZE_AT_ONCE)
-    return np.concatenate([tokenize(captions[s : s + TOKENIZE_AT_ONCE]).numpy().astype(np.int32) for s in starts])
+    work = partial(_tokenize_some, captions, tokenize)
+    parts = []
+    with tqdm(total=len(captions), desc="tokens", unit="caption", disable=quiet) as progress:
+        for token_ML in map_in_processes(work, starts, num_processes=num_processes):
+            parts.append(token_ML)
+            progress.update(len(token_ML))
+    return np.concatenate(parts)
+
+
+def _tokenize_some(captions: Sequence[str], tokenize: Tokenize, start: int) -> np.ndarray:
+    token_ML = tokenize(list(captions[start : start + TOKENIZE_AT_ONCE])).numpy()
+    fits = token_ML.min() >= 0 and token_ML.max() <= np.iinfo(np.uint16).max
+    tokens: np.ndarray = token_ML.astype(np.uint16 if fits else np.int32)
+    return tokens
 
 
 class TarReader:

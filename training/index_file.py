@@ -25,7 +25,7 @@ from training.world import ALONE, World
 log = logging.getLogger("winnow")
 ARRAYS = ("tar_N", "offset_N", "size_N", "caption_N", "num_captions_N", "twin_N", "token_UL")
 REST = "rest"
-FORMAT = 1
+FORMAT = 2
 
 
 def read_sets_once(

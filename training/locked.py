@@ -77,7 +77,7 @@ def _write(url: str, config: TrainConfig, model: Any, token_UL: np.ndarray, iden
     bar = tqdm(desc="captions", total=num, unit="caption", disable=quiet)
     with bar, write_atomic(url) as file, torch.no_grad(), autocast(config, device):
         for start in range(0, num, CAPTIONS_AT_ONCE):
-            token_BL = torch.from_numpy(token_UL[start : start + CAPTIONS_AT_ONCE]).long()
+            token_BL = torch.from_numpy(token_UL[start : start + CAPTIONS_AT_ONCE].astype(np.int64))
             text_BD = encode_captions(config, model, token_BL if config.cut_text else token_BL.to(device))
             if not start:
                 header = {"identity": identity, "shape": [num, text_BD.shape[1]], "dtype": str(dtype).split(".")[1]}

@@ -65,7 +65,7 @@ def measure_recall(opened: OpenedClip, index: RowIndex) -> Recall:
     device = opened.model.logit_scale.device
     rows, pixel_NHW3 = _read_images(index, shape)
     used_U, caption_N = np.unique(index.caption_N[rows], return_inverse=True)
-    token_UL = torch.from_numpy(index.token_UL[used_U]).long()
+    token_UL = torch.from_numpy(index.token_UL[used_U].astype(np.int64))
     with torch.inference_mode():
         pixels, tokens = torch.split(pixel_NHW3, PER_FORWARD), torch.split(token_UL, PER_FORWARD)
         image_ND = torch.cat([opened.model.encode_image(scale(p.to(device)), normalize=True) for p in pixels])

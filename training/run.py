@@ -158,7 +158,7 @@ def _open_metrics(
     reports: Sequence[Report],
 ) -> MetricsLog:
     """Return the run's metrics, with the work of a sample counted."""
-    share = share_of_tokens(torch.from_numpy(index.token_UL)) if config.cut_text else 1.0
+    share = share_of_tokens(index.token_UL) if config.cut_text else 1.0
     if index.feature_UD is not None:
         share = 0.0
     return MetricsLog(

@@ -9,6 +9,7 @@ beginnings; gradients reach the parameter itself.  B rows, L tokens, D embedding
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,9 +65,9 @@ def group_by_length(token_BL: Tensor) -> list[tuple[Tensor, int]]:
     return [((length_B == length).nonzero()[:, 0], length) for length in sorted(set(length_B.tolist()))]
 
 
-def share_of_tokens(token_UL: Tensor) -> float:
+def share_of_tokens(token_UL: np.ndarray) -> float:
     """Return how many of all tokens `encode_text` runs the tower on, measured on up to twice MEASURED captions."""
-    token_ML = token_UL[:: max(1, len(token_UL) // MEASURED)]
+    token_ML = torch.from_numpy(token_UL[:: max(1, len(token_UL) // MEASURED)].astype(np.int64))
     return sum(len(row_G) * length for row_G, length in group_by_length(token_ML)) / token_ML.numel()
 
 

@@ -1,10 +1,13 @@
+from functools import partial
+
 import fsspec
 import numpy as np
 import pytest
+import torch
 
 from pipeline.clip_model import open_model
-from pipeline.errors import PoolError
-from training.index import TarReader, list_tars, read_index
+from pipeline.errors import PoolError, WinnowError
+from training.index import TOKENIZE_AT_ONCE, TarReader, list_tars, read_index, tokenize_all
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,34 @@ def test_remote_tars_give_the_same_rows(tmp_path, write_tar, square_rows, tokeni
         assert np.array_equal(getattr(local, name), getattr(remote, name))
     place = (0, int(remote.offset_N[3]), int(remote.size_N[3]))
     assert TarReader(remote.urls).read(*place) == TarReader(local.urls).read(*place) == square_rows(5)[3][1]
+
+
+def test_any_number_of_processes_gives_the_same_index(tmp_path, write_tar, square_rows, tokenize):
+    rows = members(square_rows(60))
+    for n in range(4):
+        write_tar(tmp_path / f"{n}.tar", rows[n * 30 : n * 30 + 27])  # every tar ends without an image's caption
+    cut = (tmp_path / "3.tar").read_bytes()[: 512 * 4 * 6 + 700]
+    (tmp_path / "3.tar").write_bytes(cut)
+    alone, together = (
+        read_index(list_tars(str(tmp_path)), tokenize=tokenize, quiet=True, num_processes=n) for n in (1, 2)
+    )
+    assert alone.counts == together.counts and alone.counts.failed == {"null_caption": 3, "truncated_tar": 1}
+    for name in ("tar_N", "offset_N", "size_N", "caption_N", "twin_N", "token_UL"):
+        one, other = getattr(alone, name), getattr(together, name)
+        assert one.dtype == other.dtype and np.array_equal(one, other)
+    with pytest.raises(WinnowError, match=r"no\.tar"):
+        read_index([str(tmp_path / "0.tar"), str(tmp_path / "no.tar")], tokenize=tokenize, num_processes=2)
+
+
+def test_tokens_take_two_bytes_where_they_fit():
+    captions = [str(n) for n in range(TOKENIZE_AT_ONCE + 10)]
+
+    def count(texts: list[str], most: int = 65_535) -> torch.Tensor:
+        return torch.tensor([[min(int(text) * 16, most)] for text in texts])
+
+    small, large = (tokenize_all(captions, partial(count, most=most)) for most in (65_535, 65_536))
+    assert small.dtype == np.uint16 and large.dtype == np.int32
+    assert large.max() == 65_536 and np.array_equal(np.minimum(large, 65_535), small)
 
 
 def test_no_usable_row_says_why(tmp_path, write_tar, tokenize):

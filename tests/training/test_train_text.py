@@ -34,7 +34,7 @@ def test_every_row_is_in_the_group_of_its_length():
         token_BL[row, 0], token_BL[row, end] = 9, 8  # what lies between are tokens of `!`, which is 0 as padding is
     groups = {length: rows.tolist() for rows, length in group_by_length(token_BL)}
     assert groups == {8: [0, 2], 16: [1, 4], 20: [3]}
-    assert share_of_tokens(token_BL) == (2 * 8 + 2 * 16 + 20) / 100
+    assert share_of_tokens(token_BL.numpy()) == (2 * 8 + 2 * 16 + 20) / 100
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "coca_ViT-B-32"])

@@ -1,5 +1,6 @@
 """Work on many items -> what it gives, in order, made ahead by forked processes (torch's DataLoader)."""
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from pipeline.errors import StageError, WinnowError
 from training.stopping import ignore_sigterm
 
 T = TypeVar("T")
+WORD_SECONDS = 2.0
+"""How long that moment is waited for, at most."""
 ITEMS_PER_PROCESS = 8
 """Fewer items are not worth a process."""
 
@@ -73,18 +76,27 @@ def _leave(made: Any) -> Any:
 
 def _take_made(loader: Iterator[Any]) -> Generator[Any, None, None]:
     try:
-        for made in loader:
+        for made in _await_word(loader):
             if isinstance(made, WinnowError):
                 raise made
             yield made
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise StageError(
-            f"train: {' '.join(str(error).split())} It is mostly main memory or /dev/shm that is short: lower "
-            "num_workers or batch_size, and run the same command again to go on."
+            f"train: a process that reads ahead was lost: {' '.join(str(error).split())} It is mostly main memory or "
+            "/dev/shm that is short: lower num_workers or batch_size, and run the same command again to go on."
         ) from error
     finally:
-        del (
-            loader
-        )  # ends the processes, also where an error's traceback holds this frame: at exit they would be waited for
+        del loader  # ends the processes: where a traceback holds this frame, Python's exit would wait for them
+
+
+def _await_word(loader: Iterator[Any]) -> Generator[Any, None, None]:
+    """Yield the same.  Where a process died before its item was fetched, torch's signal handler says so in a moment."""
+    try:
+        yield from loader
+    except (OSError, EOFError):
+        time.sleep(WORD_SECONDS)  # the signal's RuntimeError ends this
+        raise
+    finally:
+        del loader

@@ -82,7 +82,7 @@ def test_a_loader_process_that_is_killed_is_named(opened, squares):
     next(batches)
     (process,) = multiprocessing.active_children()
     process.kill()
-    with pytest.raises(StageError, match=r"^train: DataLoader worker .* lower num_workers"):
+    with pytest.raises(StageError, match=r"^train: a process that reads ahead was lost: .* lower num_workers"):
         list(batches)
 
 

@@ -5,7 +5,6 @@ comes from the same batch whoever makes it.  What comes out lies in main memory 
 know the same and go the same way; the first alone writes.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from pipeline.errors import WinnowError
-from training.world import ALONE, World
+from training.world import ALONE, World, count_processes
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=1)
@@ -24,7 +23,7 @@ TIMEOUT = timedelta(days=1)
 @contextmanager
 def join_ranks() -> Iterator[World]:
     """Meet the other processes, if torchrun started any, and yield which one this is."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if count_processes() == 1:
         yield ALONE
         return
     dist.init_process_group("gloo", timeout=TIMEOUT)

@@ -13,7 +13,7 @@ from training.stopping import ignore_sigterm
 
 T = TypeVar("T")
 WORD_SECONDS = 2.0
-"""How long that moment is waited for, at most."""
+"""How long torch's word of a process that died is waited for, at most."""
 ITEMS_PER_PROCESS = 8
 """Fewer items are not worth a process."""
 

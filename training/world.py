@@ -133,7 +133,7 @@ def count_processes() -> int:
     if missing or not (size.isdecimal() and rank.isdecimal() and int(rank) < int(size)):
         raise ConfigError(
             f"WORLD_SIZE is {size} and RANK {rank}{f', and {missing[0]} is not set' if missing else ''}: several "
-            "processes are best started by torchrun, which sets all of these; to train in one, unset WORLD_SIZE."
+            "processes are best started by torchrun, which sets all of these; to run in one, unset WORLD_SIZE."
         )
     return int(size)
 

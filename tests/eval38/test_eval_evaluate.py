@@ -10,8 +10,9 @@ from made_evalsets import NUM_PICTURES, make_captioned_tars, make_labelled
 
 from eval38.config import EvalConfig
 from eval38.evaluate import evaluate
+from eval38.ranks import join_ranks
 from eval38.tasks import find_task
-from pipeline.errors import EvalError, ModelError
+from pipeline.errors import ConfigError, EvalError, ModelError
 from pipeline.manifest import Counts, Manifest, read_manifest
 
 MakeSet = Callable[..., Path]
@@ -330,3 +331,9 @@ def test_mnist_with_fresh_weights(tmp_path: Path) -> None:
     mnist = manifest.facts["tasks"]["mnist"]
     assert not mnist["incomplete"] and mnist["status"] == "done"
     assert 0.02 < mnist["value"] < 0.3  # a guess has 0.10
+
+
+def test_an_environment_that_contradicts_itself_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is two"), join_ranks():
+        pass

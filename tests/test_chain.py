@@ -17,6 +17,7 @@ import yaml
 from toy import COLORS, render, toy_row, write_part
 
 from pipeline.manifest import read_manifest
+from pipeline.schemas import TENSORBOARD_FOLDER
 from pipeline.tars import TarRow, make_member, write_rows
 
 pytestmark = pytest.mark.spark
@@ -93,9 +94,10 @@ def winnow(words: list[str], *, timeout: int = 300) -> subprocess.CompletedProce
 
 
 def artifacts(out: Path) -> dict[str, bytes]:
-    """Every file but the log of wall times, the training rates and the report that shows them."""
+    """Every file but the log of wall times, the training rates, TensorBoard's and the report that shows them."""
     left_out = {"events.jsonl", "metrics.jsonl", "report.html"}
     files = sorted(p for p in out.rglob("*") if p.is_file() and p.name not in left_out)
+    files = [p for p in files if p.parent.name != TENSORBOARD_FOLDER]  # named after the time and the host
     return {str(p.relative_to(out)): p.read_bytes() for p in files}
 
 

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from pipeline.clip_model import OpenedClip
@@ -55,6 +54,8 @@ def open_python_model(model: str, *, device: str) -> OpenedClip:
 
 
 def _call(model: str, device: str) -> OpenedClip:
+    import torch
+
     module, _, name = model.partition(":")
     made = getattr(importlib.import_module(module), name)(device)
     if not (isinstance(made, tuple) and len(made) == 3):

@@ -18,11 +18,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from eval38.classify import Outcome
 from eval38.config import Precision
 from eval38.python_model import is_python_model, open_python_model, read_code
 from eval38.tasks import TASKS, Task
@@ -31,6 +28,9 @@ from pipeline.errors import EvalError
 from pipeline.manifest import Counts
 from pipeline.schemas import EVAL_RESULTS, FORMAT_VERSION
 from pipeline.storage import exists, join, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from eval38.classify import Outcome
 
 log = logging.getLogger("winnow")
 
@@ -76,6 +76,8 @@ def identify_model(model: str, *, device: str) -> tuple[ModelIdentity, OpenedCli
 
 def hash_weights(opened: OpenedClip, *, code: bytes = b"") -> str:
     """Return the hex sha256 of the code that made a model, if it is known, and of its tensors, by name."""
+    import torch
+
     digest = hashlib.sha256(code)
     for name, tensor in sorted(opened.model.state_dict().items()):
         digest.update(name.encode())
@@ -98,7 +100,7 @@ def build_provenance(key: str, model: ModelIdentity, *, data_hash: str, precisio
     }
 
 
-def build_row(task: Task, outcome: Outcome, provenance: Mapping[str, Any]) -> Row:
+def build_row(task: Task, outcome: "Outcome", provenance: Mapping[str, Any]) -> Row:
     """Return the line of one evaluated task."""
     main = outcome.metrics[task.metric] if task.metric else None
     corrected: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 `winnow VERB`, `python -m jobs VERB` and `spark-submit --py-files code.zip jobs/FILE.py` run the same main
 (`python -m jobs zip code.zip` makes the zip).  A job parses, calls, and prints a table; the work is in the packages.
+torch is imported in the functions that need it, so that --help, a typo and a metadata-only run do not wait for it.
 Flags name places (--pool, --out); a recipe (recipes/*.yaml, or your own file) and `a.b=value` overrides name choices.
 """
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from jobs.arguments import job, make_parser
 from jobs.stage_calibrate import calibrate
-from jobs.stage_card import write_card
 from pipeline.errors import ConfigError
 
 EXAMPLE = """  winnow dfn calibrate --scores out/scores --by dfn_similarity_score --fraction 0.15
@@ -39,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     wish = {"fraction": args.fraction, "count": args.count, "sample": read_sample(args.sample), "seed": args.seed}
     found = calibrate(args.scores, args.by, **wish, confidence=args.confidence)
     if args.card:
+        from jobs.stage_card import write_card
+
         places = {"model": args.network, "heldout": args.heldout, "device": args.device}
         print(f"winnow: filter card: {write_card(args.card, args.scores, found, **places)}", file=sys.stderr)
     print(json.dumps(found, indent=2, allow_nan=False))

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval38.config import EvalConfig
-from eval38.curve import evaluate_checkpoints, format_curve
-from eval38.evaluate import evaluate, evaluate_models
 from eval38.table import format_comparison, format_table
 from jobs.arguments import add_recipe, job, make_parser, split_words
 from jobs.recipes import load_recipe
 from pipeline.errors import ConfigError, EvalError, WinnowError
 from pipeline.storage import is_folder, is_local, join
-from training.world import is_first
 
 EXAMPLE = """  winnow eval --model runs/dfn --data evalsets --out results
   winnow eval --model ViT-B-32/datacomp_m_s128m_b4k --data evalsets --out results eval.tasks=[cifar10,mnist]
@@ -48,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; under torchrun cuda is one each"
     )
     args = parser.parse_args(argv)
+    config = load_recipe(*split_words(args.words)).eval
+    from training.world import is_first
+
     if not is_first():
         logging.getLogger("winnow").setLevel(logging.CRITICAL)  # the first process says it
-    config = load_recipe(*split_words(args.words)).eval
     places = {"data": args.data, "features": args.features, "device": args.device, "quiet": not is_first()}
     table = evaluate_asked(config, args.model, every=args.every, out=args.out, **places)
     if is_first():
@@ -63,6 +62,9 @@ def evaluate_asked(config: EvalConfig, models: Sequence[str], *, every: bool, ou
     Raises ConfigError for several runs with --every or two models of one label, EvalError when a model of several
     could not be evaluated, after the others.
     """
+    from eval38.curve import evaluate_checkpoints, format_curve
+    from eval38.evaluate import evaluate, evaluate_models
+
     named = name_models(models)
     if len(models) == 1:
         (model,) = named.values()

@@ -9,7 +9,6 @@ from typing import Any
 from jobs.arguments import add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
 from jobs.recipes import load_recipe
 from jobs.stage_agreement import FRACTIONS, measure_scores
-from jobs.stage_induced import run_induced
 from jobs.stages import SCORES_FOLDER
 from pipeline.errors import ConfigError
 from pipeline.evaluation_page import render_evaluation
@@ -71,6 +70,8 @@ def check_wish(args: Namespace) -> None:
 
 def induce(args: Namespace) -> dict[str, Any]:
     """Run the induced test that the arguments ask for."""
+    from jobs.stage_induced import run_induced
+
     places = {"pool": args.pool, "eval_data": args.eval_data, "out": args.out, "clean": args.clean}
     choices = {"baseline": args.baseline, "subsets": split_list(args.subsets), "confidence": args.confidence}
     seeds = [int(word) for word in split_list(args.seeds) if word.isdecimal()]

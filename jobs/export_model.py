@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 
 from jobs.arguments import job, make_parser
-from training.export import export_model
 
 EXAMPLE = """  winnow export runs/b32 --to export/b32
   winnow export ViT-B-32@weights.pt --to export/b32"""
@@ -17,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("model", help="run folder, or ARCHITECTURE@FILE")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="folder to write")
     args = parser.parse_args(argv)
+    from training.export import export_model
+
     export_model(args.model, args.to)
     print(f'open_clip.create_model_and_transforms("local-dir:{args.to}")')
 

@@ -10,17 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from eval38.evaluate import evaluate_models
 from eval38.table import format_comparison
 from jobs.arguments import add_fresh, add_recipe, add_spark, add_tasks_per_gpu, job, make_parser, split_words
 from jobs.recipes import FIT, Recipe, list_ready, load_recipe, place_entry
 from jobs.stage_fit import check_files, list_inputs, run_fit
-from jobs.stage_networks import run_network
 from jobs.stage_score import run_score
 from jobs.stage_select import run_select
 from jobs.stage_shards import run_shards
 from jobs.stages import FITS_FOLDER, RECIPE, SCORES_FOLDER, SHARDS_FOLDER, SUBSETS_FOLDER, timed
-from jobs.zeroshot import open_zeroshot
 from pipeline.config import as_mapping
 from pipeline.errors import ConfigError, EvalError, PoolError, StageError, WinnowError, check_name
 from pipeline.filesystem import find_place
@@ -32,7 +29,6 @@ from pipeline.spark_session import lazy_session
 from pipeline.storage import exists, expand, join, remove, write_bytes
 from pipeline.subset import SUBSET_SUFFIX
 from training.config import TrainConfig
-from training.run import train
 
 FOLDERS = ("networks", FITS_FOLDER, SCORES_FOLDER, SUBSETS_FOLDER, SHARDS_FOLDER, "runs", "eval")
 NAMES = ("filter", "name", FIT)
@@ -65,8 +61,7 @@ def run_recipe(
     stages = STAGES[: STAGES.index(until) + 1]
     for name, config in recipe.fit.items():
         check_files(name, config)
-    for trained in list_trained(recipe, stages):
-        open_zeroshot(trained, eval_data)
+    check_zeroshot(list_trained(recipe, stages), eval_data)
     if fresh:
         _keep_inputs(out, [place for place in (pool, clean, eval_data, *list_places(recipe)) if place])
     with hold_lock(out, "run"):
@@ -123,9 +118,19 @@ def list_trained(recipe: Recipe, stages: Sequence[str]) -> list[TrainConfig]:
     return configs + [recipe.train] if recipe.train and "train" in stages else configs
 
 
+def check_zeroshot(configs: Sequence[TrainConfig], eval_data: str | None) -> None:
+    """Raise ConfigError or EvalError for what is to be measured in training and cannot be."""
+    for config in configs:
+        from jobs.zeroshot import open_zeroshot
+
+        open_zeroshot(config, eval_data)
+
+
 def train_networks(recipe: Recipe, *, pool: str, clean: str | None, out: str, eval_data: str | None = None) -> None:
     """Train the recipe's filter networks into OUT/networks."""
     for name, network in recipe.networks.items():
+        from jobs.stage_networks import run_network
+
         data = pool if network.data == "pool" else clean
         if data is None:
             raise ConfigError(f"network {name!r} is trained on clean pairs: say where they are with --clean.")
@@ -187,6 +192,9 @@ def naming_those_that_wait(
 
 def train_subsets(recipe: Recipe, out: str, eval_data: str | None) -> None:
     """Train one model per subset, each for the same number of samples seen, into OUT/runs."""
+    from jobs.zeroshot import open_zeroshot
+    from training.run import train
+
     assert recipe.train
     for name in recipe.subsets:
         shards = join(out, SHARDS_FOLDER, name)
@@ -203,6 +211,8 @@ def evaluate_runs(recipe: Recipe, eval_data: str, out: str) -> dict[str, Manifes
 
     Raises EvalError when one could not be evaluated, after the others.
     """
+    from eval38.evaluate import evaluate_models
+
     models = {f"network-{name}": join(out, "networks", name) for name in recipe.networks}
     models |= {name: join(out, "runs", name) for name in recipe.subsets} if recipe.train else {}
     if not models:

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 
 from jobs.arguments import add_eval_data, add_recipe, job, make_parser, split_words
 from jobs.recipes import load_recipe, require_train
-from jobs.zeroshot import open_zeroshot
 from pipeline.manifest import add_counts
 from pipeline.report.formats import format_tally
-from training.run import train
-from training.world import is_first
 
 EXAMPLE = """  winnow train dfn-tiny --data out/shards/dfn --out runs/dfn
   winnow train train-datacomp-small --data 'shards/{00000000..00000031}.tar' --out runs/b32
@@ -32,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = parser.parse_args(argv)
     config = require_train(load_recipe(*split_words(args.words)))
+    from jobs.zeroshot import open_zeroshot
+    from training.run import train
+    from training.world import is_first
+
     measure = open_zeroshot(config, args.eval_data)
     manifest = train(config, data=args.data, out=args.out, init=args.init, measure=measure, device=args.device)
     facts, rows = manifest.facts, add_counts(manifest.counts.values())

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from jobs.arguments import add_eval_data, add_recipe, job, make_parser, split_words
 from jobs.recipes import Network, load_recipe
-from jobs.stage_networks import format_sweep, run_network
 from pipeline.errors import ConfigError, check_name
 
 EXAMPLE = """  winnow dfn train dfn-tiny --clean pools/cifar-hq --out networks/dfn
@@ -36,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = recipe.networks[args.network]
     if args.sweep:
         network = add_sweep(network, args.sweep)
+    from jobs.stage_networks import format_sweep, run_network
+
     manifest = run_network(network, data=args.clean, out=args.out, eval_data=args.eval_data, device=args.device)
     if table := format_sweep(manifest):
         print(table)

@@ -1,5 +1,7 @@
 """The command line as a user meets it: verbs, exit codes, messages."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,12 @@ def test_help_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> Non
         main([*verb.split(), "--help"])
     assert exit.value.code == 0
     assert f"winnow {verb}" in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.parametrize("library", ["torch", "open_clip", "pyspark", "pandas"])
+def test_commands_answer_before_large_libraries_are_imported(library: str) -> None:
+    modules = ", ".join(module for module, _ in VERBS.values())
+    subprocess.run([sys.executable, "-c", f"import sys, {modules}; assert {library!r} not in sys.modules"], check=True)
 
 
 def test_no_verb_and_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,18 +28,21 @@ from pipeline.tars import BrokenTar, read_rows, unpack_row
 BATCH_ROWS = 256
 BATCH_BYTES = 64 << 20
 """A batch with images is handed on when it holds this many rows or image bytes."""
-PLAIN_ROWS = 4096
-"""Rows of a batch without images."""
+PLAIN_ROWS, PLAIN_BYTES = 1 << 16, 8 << 20
+"""Most rows and, about, most bytes of a batch without images: words stand in many captions, and are looked up once."""
+VECTOR_ROWS = 4096
+"""Most rows of a batch that gets vectors beside it (pipeline/stored.py)."""
 
 
-def read_batches(part: Part, rows: PartRows, *, images: bool) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a part in batches, each row once.
+def read_batches(part: Part, rows: PartRows, *, images: bool, max_rows: int = PLAIN_ROWS) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a part in batches, each row once; without images at most `max_rows` in each.
 
     With `images`, batches have IMAGE, IMAGE_ERROR, START and END and come in the tar's order, rows without an image
     last; ROW gives each row's place in the pool's order.  Batches are bounded in rows and image bytes.
     """
     if not images:
-        yield from rows.table.combine_chunks().to_batches(max_chunksize=PLAIN_ROWS)
+        num_fit = PLAIN_BYTES * rows.table.num_rows // max(1, rows.table.nbytes)
+        yield from rows.table.combine_chunks().to_batches(max_chunksize=max(1, min(max_rows, num_fit)))
         return
     place = {key: row for row, key in reversed(list(enumerate(rows.table[KEY].to_pylist())))}
     waiting: list[_Found] = []

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.batches import read_batches
+from pipeline.batches import VECTOR_ROWS, read_batches
 from pipeline.contract import Filter
 from pipeline.errors import PoolError
 from pipeline.filesystem import StorageError
@@ -137,5 +137,5 @@ def read_stored(part: Part, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     for column in beside:
         if column not in stored:
             raise PoolError(f"part {part.name} has no column {column!r}, in its parquet or its npz.")
-    for batch in add_stored(read_batches(part, rows, images=False), stored):
+    for batch in add_stored(read_batches(part, rows, images=False, max_rows=VECTOR_ROWS), stored):
         yield batch.select([UID, *columns])

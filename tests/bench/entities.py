@@ -2,10 +2,10 @@
 --peer DATACOMP --wordnet DICT --python PYTHON`, a minute or two.
 
 In turn, three times: DataComp's own does_contain_text_entity with its list of ids over --rows captions (default 2,000,
-evenly over the `text` column), under PYTHON, which has nltk 3.8.1; and this filter, both columns, in batches of 4,096
-over the same captions with nothing remembered, then over all.  DICT is the folder corpora/wordnet of nltk's data.  One
-process, one thread each; CPU time, without what opens the words.  Prints us a row, the ratios and the rows on which the
-two differ; asserts nothing.
+evenly over the `text` column), under PYTHON, which has nltk 3.8.1; and this filter, both columns, in the pipeline's
+batches over the same captions with nothing remembered, then over all.  DICT is the folder corpora/wordnet of nltk's
+data.  One process, one thread each; CPU time, without what opens the words.  Prints us a row, the ratios and the rows
+on which the two differ; asserts nothing.
 """
 
 import argparse
@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from filters.caption_entities import load
 from filters.wordnet.build import read_ids
+from pipeline.batches import PLAIN_ROWS
 from pipeline.schemas import TEXT
 
-BATCH_ROWS = 4096
 PEER = """
 import json, sys, time, types
 from unittest.mock import MagicMock
@@ -61,7 +61,7 @@ def time_ours(captions: list[str]) -> tuple[float, list[bool]]:
     """Return CPU seconds of the whole filter, nothing remembered before, and the rows that its compat rule keeps."""
     score, table = load(), pa.table({TEXT: pa.array(captions, pa.string())})
     start = time.process_time()
-    columns = [score(batch).columns[0] for batch in table.to_batches(BATCH_ROWS)]
+    columns = [score(batch).columns[0] for batch in table.to_batches(PLAIN_ROWS)]
     return time.process_time() - start, [n > 0 for column in columns for n in column.to_pylist()]
 
 

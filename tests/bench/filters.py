@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from filters import build_filter, caption_language
+from pipeline.batches import PLAIN_ROWS
 from pipeline.contract import Filter, Score
 from pipeline.schemas import (
     ASPECT,
@@ -41,7 +42,6 @@ from pipeline.storage import expand
 from pipeline.uid import UID_DTYPE, format_uids, parse_uids
 
 KINDS = ("caption_language", "caption_length", "image_size")
-BATCH_SIZE = 4096
 
 
 def read_captions(text: str) -> pa.ChunkedArray:
@@ -89,7 +89,7 @@ def score_part(opened: dict[str, tuple[Filter, Score]], url: str, spent: dict[st
     columns = {}
     for kind, (filter, score) in opened.items():
         start = time.process_time()
-        scored = [score(batch).columns for batch in table.to_batches(BATCH_SIZE)]
+        scored = [score(batch).columns for batch in table.to_batches(PLAIN_ROWS)]
         for (name, _), parts in zip(filter.makes, zip(*scored, strict=True), strict=True):
             columns[name] = pa.chunked_array(parts)
         spent[kind] = time.process_time() - start

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filters import build_filter
+from pipeline.batches import PLAIN_ROWS
 from pipeline.schemas import CAPTION_WORDS, TEXT
 
 TEXTS = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "text"
-BATCH_SIZE = 4096
 LENGTHS = {"1-2": (1, 2), "3-5": (3, 5), "6-10": (6, 10), "> 10": (11, 10**9)}
 """Words by str.split()."""
 LOW_CONFIDENCE = 0.5
@@ -28,7 +28,7 @@ def score(table: pa.Table, **entry: str) -> dict[str, np.ndarray]:
     filter = build_filter(entry)
     score_batch = filter.load()
     texts = table.select([TEXT]).cast(pa.schema([(TEXT, pa.string())]))
-    scored = [score_batch(batch).columns for batch in texts.combine_chunks().to_batches(BATCH_SIZE)]
+    scored = [score_batch(batch).columns for batch in texts.combine_chunks().to_batches(PLAIN_ROWS)]
     names = [name for name, _ in filter.makes]
     return {
         name: pa.concat_arrays(columns).to_numpy(zero_copy_only=False)

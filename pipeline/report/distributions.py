@@ -81,8 +81,21 @@ class Shortlist:
     def offer(self, rows: np.ndarray) -> None:
         """Take in rows of CANDIDATE_DTYPE."""
         joined = np.concatenate([self.rows, rows])
+        joined = joined[_are_least(joined["key"])]
+        if len(joined) > SHORTLIST_ROWS:  # many share the last key
+            is_last = joined["key"] == joined["key"].max()
+            is_last[is_last] = ~_are_least(joined["uid"]["f0"][is_last])
+            joined = joined[~is_last]
         uids = joined["uid"]
         self.rows = joined[np.lexsort((uids["f1"], uids["f0"], joined["key"]))[:SHORTLIST_ROWS]]
+
+
+def _are_least(values: np.ndarray) -> np.ndarray:
+    """Return bool (N,): which values are among the SHORTLIST_ROWS smallest; more, where some equal the last of them."""
+    if len(values) <= SHORTLIST_ROWS:
+        return np.ones(len(values), bool)
+    least: np.ndarray = values <= np.partition(values, SHORTLIST_ROWS - 1)[SHORTLIST_ROWS - 1]
+    return least
 
 
 @dataclass(frozen=True, slots=True)

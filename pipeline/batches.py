@@ -31,7 +31,7 @@ BATCH_BYTES = 64 << 20
 PLAIN_ROWS, PLAIN_BYTES = 1 << 16, 8 << 20
 """Most rows and, about, most bytes of a batch without images: words stand in many captions, and are looked up once."""
 VECTOR_ROWS = 4096
-"""Most rows of a batch that gets vectors beside it (pipeline/stored.py)."""
+"""Most rows of a batch with vectors."""
 
 
 def read_batches(part: Part, rows: PartRows, *, images: bool, max_rows: int = PLAIN_ROWS) -> Iterator[pa.RecordBatch]:

@@ -7,7 +7,7 @@ counted by reason.
 """
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -177,7 +177,7 @@ def score_rows(
     version = version_of(part)
     stored, broken = open_stored(part, rows, filters, stored_in, makers or {})
     columns = [*list_columns(part), *stored]
-    for group in _group(filters, stored.keys()):
+    for group in _group(filters):
         images = any(IMAGE in f.needs for f in group)
         for batch, scored in score_batches(_read(part, rows, group, stored), group, columns=columns, part=part.name):
             spans += [batch.select([ROW, START, END, IMAGE_ERROR])] if images else []
@@ -189,14 +189,11 @@ def score_rows(
     return PartScores(tables, pa.concat_tables(failures), version, spans, why)
 
 
-def _group(filters: Sequence[Filter], stored: Set[str]) -> list[list[Filter]]:
-    """Return the filters by the kind of batches they read, then each that needs the whole part, alone.
-
-    The kinds are large batches of the pool's columns, batches with stored columns, and batches with images.
-    """
+def _group(filters: Sequence[Filter]) -> list[list[Filter]]:
+    """Return the filters by what their batches hold (texts and numbers, vectors, images), then each of whole parts."""
     kinds: list[list[Filter]] = [[], [], []]
     for filter in (f for f in filters if not f.whole_part):
-        kinds[2 if IMAGE in filter.needs else int(not stored.isdisjoint(filter.needs))].append(filter)
+        kinds[2 if IMAGE in filter.needs else int(bool(filter.vectors))].append(filter)
     return [group for group in (*kinds, *([f] for f in filters if f.whole_part)) if group]
 
 
@@ -205,13 +202,12 @@ def _read(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the part's batches for one group of filters, with the stored columns that it needs."""
     needs = {column for f in filters for column in f.needs}
-    taken = {column: take for column, take in stored.items() if column in needs}
     if filters[0].whole_part:
         batches = read_whole(rows, needs)
     else:
-        max_rows = VECTOR_ROWS if taken else PLAIN_ROWS
+        max_rows = VECTOR_ROWS if any(f.vectors for f in filters) else PLAIN_ROWS
         batches = read_batches(part, rows, images=IMAGE in needs, max_rows=max_rows)
-    return add_stored(batches, taken)
+    return add_stored(batches, {column: take for column, take in stored.items() if column in needs})
 
 
 def write_part_scores(

@@ -31,7 +31,7 @@ class NormSimDConfig:
     embedding: str
     """Column of image embeddings: a key of the pool's npz such as l14_img, or a score such as clip_img."""
     rows: list[Step] = field(default_factory=list)
-    """Rules over scores that give the rows to start from (the authors: top 30 % by negCLIPLoss); none: all rows."""
+    """Rules over scores that give the rows to start from; none: all rows."""
     fraction: float | None = None
     """Share of the pool that stays in the end, not of `rows`; 0.2 where no count is given."""
     count: int | None = None

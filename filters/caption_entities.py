@@ -3,7 +3,7 @@
 caption_entities is DataComp's rule (baselines/apply_filter.py:237-295): its text_based keeps a caption if this is > 0
 and fastText says en.  caption_entities_strict is what that rule means to say.  They differ where
   a token has punctuation or 's   "dog," "(dog)" "dog's"      compat knows no such word; strict reads dog
-  words are joined                "dog/cat" "dog-friendly"    compat knows no such word; strict reads the parts
+  words are joined                "dog/cat" "dog.jpg"         compat knows no such word; strict reads the parts
   a name has several words        "St. Bernard" "town hall"   compat sees tokens; strict takes the longest, left first
   a token is no noun              "installed" "athletic"      compat takes a verb's or adjective's offset for a noun's
   a noun is not what is written   "Men's" (toilet) "e" (vitamin)   compat counts it; strict does not
@@ -68,7 +68,7 @@ SPELLING, IS_NAME, FOLLOWERS, STEMS = map(attrgetter, ("text", "is_name", "follo
 def build(name: str, options: Options) -> Filter:
     """Return the filter; it has no options."""
     makes = ((CAPTION_ENTITIES, pa.int32()), (CAPTION_ENTITIES_STRICT, pa.int32()))
-    return Filter(name=name, needs=(TEXT,), makes=makes, version=1, settings={"words": SHA256}, load=load)
+    return Filter(name=name, needs=(TEXT,), makes=makes, version=2, settings={"words": SHA256}, load=load)
 
 
 def load() -> Score:

@@ -1,7 +1,7 @@
 """Names of ImageNet-21k entities in running text: nouns of one or more words, whatever stands around them.
 
-A word is a run of letters and digits, with hyphens where WordNet has it so ("t-shirt", "black-footed ferret"); other
-hyphens, underscores, slashes and white space part words.  Case, accents and a possessive 's do not count.
+A word is a run of letters and digits, with hyphens and dots where WordNet has it so ("t-shirt", "U.S."); other
+hyphens and dots, underscores, slashes and white space part words.  Case, accents and a possessive 's do not count.
 """
 
 import re
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from filters.wordnet.words import NOUN, Words, find_lemma, index_words, inflect_back
 
 PLAIN_WORD = re.compile(r"[^\W_]+(?:['.][^\W_]+)*")
+UNDOTTED_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 WORD = re.compile(r"[^\W_]+(?:(?:'?-|['.])[^\W_]+)*")
 ACCENTS = re.compile("[\u0300-\u036f]+")
 POSSESSIVE = "'s"
@@ -97,11 +98,13 @@ def read_token(phrases: Phrases, token: str) -> tuple[Word, ...]:
 
 
 def split_run(phrases: Phrases, run: str) -> list[str]:
-    """Return a word with hyphens as it is where WordNet knows it, else its parts."""
-    if "-" not in run or run in phrases.parts:
+    """Return a word with hyphens or dots as it is where WordNet knows it, else its parts."""
+    if not ("-" in run or "." in run) or run in phrases.parts:
         return [run]
-    is_noun = len(run) <= LONGEST_WORD and find_noun(phrases, run) is not None
-    return [run] if is_noun else PLAIN_WORD.findall(run)
+    if len(run) <= LONGEST_WORD and find_noun(phrases, run) is not None:
+        return [run]
+    words = PLAIN_WORD.findall(run)
+    return [part for word in words for part in ([word] if word in phrases.known else UNDOTTED_WORD.findall(word))]
 
 
 def look_up_word(phrases: Phrases, word: str) -> Word:
@@ -111,9 +114,10 @@ def look_up_word(phrases: Phrases, word: str) -> Word:
         forms += inflect_back(word.removesuffix(POSSESSIVE), NOUN)
     if phrases.known.isdisjoint(forms):
         return NOTHING
+    names = {word, word.replace("-", " ")}  # "ice-cream" is a word of a longer name, and "ice cream" a name
     return Word(
         word,
-        find_noun(phrases, word) is True,
+        any(find_noun(phrases, name) for name in names),
         phrases.followers.get(word, NO_WORDS),
         tuple([form for form in forms if form in phrases.seconds]),
     )

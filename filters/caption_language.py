@@ -48,7 +48,7 @@ def build(name: str, options: Options) -> Filter:
     """
     settings, load_it = _choose_gcld3(name, options) if options.detector == "gcld3" else _choose_fasttext(name, options)
     makes = ((name, pa.string()), (confidence_column(name), pa.float32()))
-    return Filter(name=name, needs=(TEXT,), makes=makes, version=2, settings=settings, load=load_it)
+    return Filter(name=name, needs=(TEXT,), makes=makes, version=3, settings=settings, load=load_it)
 
 
 def _choose_gcld3(name: str, options: Options) -> tuple[dict[str, str], Callable[[], Score]]:

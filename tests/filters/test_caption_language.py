@@ -56,6 +56,14 @@ def test_cases_of_datacomp() -> None:
     assert len({c["language"] for c in CASES}) > 20
 
 
+def test_the_size_of_batches_changes_no_bit() -> None:
+    captions, score = make_captions(600), caption_language.load(None)
+    whole = score(texts(captions)).columns
+    for size in (1, 7, 250):
+        parts = [score(texts(captions[start : start + size])).columns for start in range(0, len(captions), size)]
+        assert [pa.concat_arrays(column) for column in zip(*parts, strict=True)] == list(whole)
+
+
 def write_model(
     path: Path,
     *,

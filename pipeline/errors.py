@@ -10,8 +10,16 @@ WinnowError
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
+
+OUT_OF_MEANS = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+
+
+def is_out_of_means(error: BaseException) -> bool:
+    """Return whether an error says that this machine lacks memory or file handles, and nothing of the data."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in OUT_OF_MEANS
 
 
 class WinnowError(Exception):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import PoolError
+from pipeline.errors import PoolError, is_out_of_means
 from pipeline.manifest import hash_json
 from pipeline.schemas import (
     ARRAYS_SUFFIX,
@@ -156,9 +156,9 @@ def _open_parquet(url: str) -> Iterator[pq.ParquetFile]:
     try:
         with open_file(url) as file:
             yield pq.ParquetFile(file)
-    except MemoryError:
-        raise
     except (pa.ArrowException, OSError) as error:
+        if is_out_of_means(error):
+            raise
         raise PoolError(f"{url} cannot be read as parquet: {error}") from None
 
 
@@ -204,7 +204,7 @@ def _describe_lost(table: pa.Table, reason: str, says_why: str) -> pa.Table:
     """Return rows that are left out as LOST_SCHEMA; column `says_why`, where the pool has it, is the message."""
     reasons = pa.array([reason] * table.num_rows, pa.string())
     has_message = says_why in table.column_names and pa.types.is_string(table.schema.field(says_why).type)
-    messages = table[says_why] if has_message else pa.nulls(table.num_rows, pa.string())
+    messages = _as_text(table, says_why, None) if has_message else pa.nulls(table.num_rows, pa.string())
     return pa.table([table[UID], table[KEY], reasons, messages], schema=LOST_SCHEMA)
 
 
@@ -238,11 +238,17 @@ def _normalise(table: pa.Table, part: Part, listed: Sequence[str]) -> pa.Table:
 
 
 def _as_text(table: pa.Table, name: str, url: str | None) -> Any:
-    """Return a column as string, or raise PoolError when it is not text at all."""
+    """Return a column as string, bytes that are not UTF-8 replaced; raise PoolError when it is not text at all."""
     kind = table.schema.field(name).type
     if pa.types.is_nested(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         raise PoolError(f"{url}: column {name!r} is {kind}, not text.")
-    return table[name].cast(pa.string())
+    try:
+        text = table[name].cast(pa.string())
+        text.validate(full=True)  # reading does not look whether it is UTF-8
+        return text
+    except pa.ArrowInvalid:
+        octets = table[name].cast(pa.binary()).to_pylist()
+        return pa.array([o if o is None else o.decode("utf-8", "replace") for o in octets], pa.string())
 
 
 def _as_uids(table: pa.Table, url: str | None) -> Any:

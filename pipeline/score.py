@@ -6,7 +6,6 @@ redoes exactly what changed and says why.  Nothing is dropped here: a row that c
 counted by reason.
 """
 
-import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.batches import PLAIN_ROWS, VECTOR_ROWS, read_batches, read_whole
 from pipeline.contract import Filter, Scored
-from pipeline.errors import PoolError
+from pipeline.errors import PoolError, is_out_of_means
 from pipeline.ledger import FileRecord, Unit, digest_file, list_inputs
 from pipeline.manifest import Counts, hash_json
 from pipeline.pool import Part, PartRows, list_columns, read_part
@@ -40,8 +39,6 @@ from pipeline.score_files import read_metadata, say_why, score_url, unit_identit
 from pipeline.spans import version_of, write_spans
 from pipeline.stored import Take, add_stored, find_array_readers, find_makers, open_stored, order_levels
 from pipeline.worker import score_batches
-
-OUT_OF_MEANS = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ def _blaming_the_part() -> Iterator[None]:
     try:
         yield
     except (PoolError, OSError, pa.ArrowException) as error:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) in OUT_OF_MEANS:
+        if is_out_of_means(error):
             raise
         raise _BrokenPart(f"{REASON_BROKEN_PART}: {error}") from None
 

@@ -49,6 +49,19 @@ def test_the_parquet_beside_a_tar_is_found_however_it_is_spelled(
     assert len(list_parts(".")) == 1
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_string()])
+def test_bytes_that_are_no_utf8_cost_no_other_row(tmp_path: Path, kind: pa.DataType) -> None:
+    captions = pa.array([b"a caf\xe9", "ein Café".encode(), None, b"a dog"], pa.binary())
+    broken = captions.cast(pa.large_binary()) if kind == pa.large_string() else captions
+    texts = pa.Array.from_buffers(kind, 4, broken.buffers(), broken.null_count)
+    uids = [f"{n:032x}".encode() for n in range(3)] + [b"\xff" * 32]
+    names = pa.Array.from_buffers(pa.string(), 4, pa.array(uids, pa.binary()).buffers())
+    pq.write_table(pa.table({UID: names, TEXT: texts}), tmp_path / "0.parquet")
+    rows = read_part(list_parts(str(tmp_path))[0])
+    assert rows.table[TEXT].to_pylist() == ["a caf\ufffd", "ein Café", None]
+    assert rows.failed == {"bad_uid": 1}
+
+
 def test_pool_without_parts(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(PoolError, match=r"no \.tar and no \.parquet"):

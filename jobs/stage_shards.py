@@ -11,6 +11,7 @@ from pipeline.config import as_mapping
 from pipeline.errors import PoolError
 from pipeline.lock import hold_lock
 from pipeline.manifest import Counts, Manifest, add_counts, find_done, read_manifest, write_manifest
+from pipeline.packed import Packed
 from pipeline.pool import Part, list_parts, pool_identity
 from pipeline.schemas import PART_PATTERN
 from pipeline.shard_folder import (
@@ -95,7 +96,7 @@ def _write_shards(
     if not plans:
         raise PoolError(f"none of the {num_uids:,} uids of {subset!r} has an image in the pool's {len(parts):,} parts.")
     remove_beyond(out, len(plans))
-    work = partial(write_shard, parts=parts, out=out, keys=config.keys, shuffle_seed=config.shuffle_seed)
+    work = partial(write_shard, parts=Packed(parts), out=out, keys=config.keys, shuffle_seed=config.shuffle_seed)
     written = run_each(start(), work, plans, what="shards", unit="shard", quiet=quiet)
     _say_replaced(written)
     facts = {"broken": broken, "missing_parts": sum(gaps.values()), "not_in_pool": not_in_pool}

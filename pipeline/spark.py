@@ -31,6 +31,7 @@ from pipeline.devices import (
     take_seat,
 )
 from pipeline.errors import StageError, WinnowError
+from pipeline.packed import Packed
 from pipeline.spark_session import is_one_machine
 
 Item = TypeVar("Item")
@@ -63,16 +64,16 @@ def run_each(
     """
     if not items:
         return []
-    weights = list(sizes) if sizes and any(sizes) else [1] * len(items)
+    weights, packed = list(sizes) if sizes and any(sizes) else [1] * len(items), Packed(items)
     unit = unit if sizes and any(sizes) else "part"
     seats = _deal_local_seats(session, tasks_per_gpu)
     with tempfile.TemporaryDirectory() as claims:
         if seats:
             frame = session.range(0, len(seats), 1, numPartitions=len(seats))
-            frame = frame.mapInArrow(_make_gpu_task(work, items, seats, claims), RESULT_COLUMNS)
+            frame = frame.mapInArrow(_make_gpu_task(work, packed, seats, claims), RESULT_COLUMNS)
             count_finished = partial(_count_marks, claims)
         else:
-            task = _make_task(work, items, _count_local_threads(session))
+            task = _make_task(work, packed, _count_local_threads(session))
             frame = session.range(0, len(items), 1, numPartitions=len(items))
             frame = frame.mapInArrow(task, RESULT_COLUMNS, profile=_ask_for_gpus(session, tasks_per_gpu))
             count_finished = partial(_count_finished, session, _list_jobs(session))
@@ -236,10 +237,12 @@ def open_table(
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
+    packed = Packed(items)
+
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                yield from (b.cast(schema) for b in read(items[number]))
+                yield from (b.cast(schema) for b in read(packed[number]))
 
     return _spread_items(session, len(items)).mapInArrow(task, from_arrow_schema(schema))
 
@@ -261,7 +264,7 @@ def sum_each(
 
     The JVM adds the tasks' counts, so the driver gets `size` numbers at most.  Raises as collect_rows does.
     """
-    total = np.zeros(size, np.int64)
+    total, packed = np.zeros(size, np.int64), Packed(items)
     if not items:
         return total
 
@@ -269,7 +272,7 @@ def sum_each(
         counts = np.zeros(size, np.int64)
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                counts += work(items[number])
+                counts += work(packed[number])
         places = np.flatnonzero(counts)
         yield pa.RecordBatch.from_arrays([pa.array(places), pa.array(counts[places])], names=["place", "n"])
 

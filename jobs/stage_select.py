@@ -1,5 +1,6 @@
 """The select stage: stored scores -> SUBSETS/<name>.npy and <name>.json."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,14 @@ from pipeline.errors import ConfigError, StageError
 from pipeline.join import ForeignTable, join_tables, open_tables
 from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, find_done, hash_json, read_manifest, write_manifest
-from pipeline.schemas import PARQUET_SUFFIX, POOL, SCORE_COUNTS, SCORE_IDENTITY
+from pipeline.schemas import PARQUET_SUFFIX, POOL, SCORE_COUNTS, SCORE_FILTER, SCORE_IDENTITY
 from pipeline.score_files import read_metadata
 from pipeline.select import Step, check_steps, describe_steps, find_columns, is_entry_list
 from pipeline.select_source import Source
 from pipeline.select_steps import select_rows
 from pipeline.select_table import READERS, PartGroup, ScoreTable, Spread, sum_in_threads
 from pipeline.spark import sum_each
-from pipeline.storage import exists, join, remove, sha256_of_file
+from pipeline.storage import exists, join, remove, sha256_of_file, sweep_temporaries
 from pipeline.subset import SUBSET_SUFFIX
 from pipeline.subset_runs import merge_runs
 
@@ -66,6 +67,7 @@ def run_select(
         if stale:
             remove(url)  # what stood under this name is of other steps or scores
         remove(scratch)
+        sweep_temporaries(out)
         try:
             source = _open_source(start, scores, scored, foreign, steps, scratch)
             kept = select_rows(source, steps, scratch)
@@ -84,12 +86,17 @@ def name_versions(scores: str, scored: Manifest, filters: Iterable[str]) -> dict
     """Return for each of the filters a hash of who made its scores from what, and of which rows failed.
 
     Filters that came or went beside them change nothing; a retry that mends rows does.
+    Raises StageError when parts were scored with different settings, as two drivers at work in one folder would.
     """
     versions = {}
     for name in sorted(filters):
         urls = [join(scores, name, part + PARQUET_SUFFIX) for part in scored.facts["parts"]]
         with ThreadPoolExecutor(READERS) as readers:
             found = list(readers.map(read_metadata, urls))
+        if len({json.dumps(one.get(SCORE_FILTER), sort_keys=True) for one in found if one}) > 1:
+            raise StageError(
+                f"parts of {name!r} in {scores!r} were scored with different settings. Run `winnow score` again."
+            )
         made = [[one.get(SCORE_IDENTITY, scored.identity), one.get(SCORE_COUNTS)] for one in found]
         parts = list(zip(scored.facts["parts"], made, strict=True))
         versions[f"scores of {name}"] = hash_json([scored.counts[POOL].read, parts])

@@ -118,7 +118,7 @@ def _join(
     left = open_table(session, partial(read_keys, table), list(enumerate(parts)), fields)
     left = left.repartition(pieces, *KEY_WORDS)
     right = right.hint("merge")  # spills; Spark thinks rows that come out of Python few enough to broadcast
-    joined = left.join(right, list(KEY_WORDS), "left").select(PART, ROW, *columns)
+    joined = left.join(right, list(KEY_WORDS), "left").select(PART, ROW, *(f"`{column}`" for column in columns))
     ordered = joined.repartition(pieces, PART).sortWithinPartitions(PART, ROW)
     write = partial(write_joined, tuple(parts), pa.schema(values), folder)
     rows = collect_rows(ordered.mapInArrow(write, "n long"), what="join")

@@ -17,7 +17,15 @@ from pipeline.select import Step, find_columns
 from pipeline.select_table import Passing, ScorePart, ScoreTable, clean_batch, read_passing, write_mask
 from pipeline.spark import collect_rows, open_table
 
-SQL_ERRORS = ("AnalysisException", "ParseException", "ArithmeticException", "NumberFormatException")
+SQL_ERRORS = (
+    "AnalysisException",
+    "ArithmeticException",
+    "ArrayIndexOutOfBoundsException",
+    "DateTimeException",
+    "NumberFormatException",
+    "ParseException",
+    "SparkRuntimeException",
+)
 """pyspark's names for what a user's SQL can get wrong."""
 SPARK_TYPES = {
     "halffloat": pa.float32(),
@@ -27,6 +35,8 @@ SPARK_TYPES = {
     "large_string": pa.string(),
 }
 """Arrow types that Spark lacks -> the next wider one."""
+NO_SPARK_TYPES = ("uint64", "string_view", "binary_view")
+"""Arrow types that Spark lacks, with none that is wider."""
 PART = "__part__"
 """int32: which of the parts a row is of."""
 VERDICT = "__step{}__"
@@ -70,8 +80,10 @@ def filter_rows(
 def parse_type(name: str) -> pa.DataType:
     """Return the Arrow type in which Spark can hold a column whose type a manifest names, e.g. "float".
 
-    Raises ConfigError for a type that is no scalar.
+    Raises ConfigError for a type that is no scalar, or that Spark has no like of.
     """
+    if name in NO_SPARK_TYPES:
+        raise ConfigError(f"Spark has no type like {name}: write the column as int64, double or string.")
     try:
         return SPARK_TYPES.get(name) or pa.type_for_alias(name)
     except ValueError:

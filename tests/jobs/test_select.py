@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from made_scores import write_scores
@@ -23,8 +24,10 @@ from made_scores import write_scores
 from jobs.calibrate_dfn import main as calibrate
 from jobs.select_subset import main as select
 from jobs.stage_select import run_select
+from pipeline.errors import StageError
 from pipeline.manifest import Counts, Manifest, read_manifest, write_manifest
 from pipeline.report import write_report
+from pipeline.schemas import SCORE_COUNTS, SCORE_FILTER, SCORE_IDENTITY, SCORE_INPUTS, SCORE_POOL
 from pipeline.select import AtLeast, Step, Top
 from pipeline.subset import read_subset
 from pipeline.subset_runs import write_run
@@ -240,6 +243,18 @@ def kill_when(folder: Path, scores: str, sign: str) -> None:
     assert process.poll() is None, f"it ended before {sign} was seen"
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
+
+
+def test_parts_scored_with_different_settings_are_not_selected_from(tmp_path: Path) -> None:
+    table = pa.table({"uid": [f"{n:032x}" for n in range(4)], "a": pa.array([0.1, 0.2, 0.3, 0.4], pa.float32())})
+    scores = write_scores(tmp_path / "scores", {"0": table[:2], "1": table[2:]}, {"a": "of a"})
+    for number in range(2):
+        url = scores / "of a" / f"{number}.parquet"
+        packed = {SCORE_FILTER: f'{{"settings": {number}}}', SCORE_INPUTS: "[]", SCORE_COUNTS: "{}", SCORE_POOL: "{}"}
+        metadata = packed | {SCORE_IDENTITY: f"{number}"}
+        pq.write_table(pq.read_table(url).replace_schema_metadata(metadata), url)
+    with pytest.raises(StageError, match=r"'of a' .* different settings"):
+        run_select(lambda: None, str(scores), "best", [], str(tmp_path / "subsets"))
 
 
 def test_many_small_parts_in_random_order(tmp_path: Path) -> None:

@@ -87,8 +87,13 @@ def read_chosen(
         return
     here = [row for row in chosen if row in spans]
     waiting: list[_Found] = []
+    waiting_bytes = 0
     for row, packed in zip(here, read_ranges(part.tar or "", [spans[row] for row in here]), strict=True):
         waiting.append(_Found(row, unpack_row(packed, part.tar or "").find(IMAGE_EXTENSIONS), None, *spans[row]))
+        waiting_bytes += len(packed)
+        if len(waiting) >= BATCH_ROWS or waiting_bytes >= BATCH_BYTES:
+            yield _make_batch(rows.table, waiting)
+            waiting, waiting_bytes = [], 0
     waiting += [_Found(row, None, REASON_MISSING_IMAGE, None, None) for row in chosen if row not in spans]
     for start in range(0, len(waiting), BATCH_ROWS):
         yield _make_batch(rows.table, waiting[start : start + BATCH_ROWS])

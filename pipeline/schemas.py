@@ -166,7 +166,8 @@ FAILURE_SCHEMA = pa.schema(
     ]
 )
 """The quarantine: one row per (pool row, filter) that could not be scored, and per row that the pool itself spoiled
-(filter "pool", ROW null).  START is the byte position of the row in its tar, null where it has none."""
+(filter "pool", ROW null).  START is the byte position of the row in its tar; null where it has none, or the filter
+read no images."""
 
 # Metadata keys of a score file.
 SCORE_IDENTITY = b"winnow_identity"

@@ -26,6 +26,7 @@ SHARD_FILES = re.compile(r"(\.tmp-[0-9a-f]{32}-.*|\d{8}(\.tar|\.parquet|_stats\.
 NUMBERED = re.compile(r"(\d{8})(\.tar|\.parquet|_stats\.json)")
 TAR_BYTES, PARQUET_BYTES, PLAN = "tar_bytes", "parquet_bytes", "plan"
 MAX_NAMED, READERS = 8, 16
+"""Names in a message; requests to the storage at a time."""
 
 
 def claim_folder(out: str, parts: Sequence[Part]) -> None:
@@ -72,8 +73,8 @@ def _remove_stale(out: str, urls: Sequence[str], what: str) -> None:
     if names:
         listed = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
         log.warning("shards: %d tars %s are removed from %s: %s", len(names), what, out, listed)
-    for url in urls:
-        remove(url)
+    with ThreadPoolExecutor(READERS) as removers:
+        list(removers.map(remove, urls))
 
 
 def read_stats(out: str, number: int) -> dict[str, Any] | None:

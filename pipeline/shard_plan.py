@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import PoolError
+from pipeline.errors import PoolError, is_out_of_means
 from pipeline.manifest import Counts, hash_json
 from pipeline.pool import UID_PATTERN, Part, clean_text, read_part
 from pipeline.schemas import (
@@ -74,6 +74,8 @@ def plan_part(part: Part, *, subset_url: str, out: str, scores: str | None = Non
     try:
         rows = read_part(part)
     except (PoolError, OSError, pa.ArrowException) as error:
+        if is_out_of_means(error):
+            raise
         nothing, message = asdict(Counts(read=0, kept=0)), f"{REASON_BROKEN_PART}: {error}"
         return {"counts": nothing, "lines": 0, "lost": 0, "broken": message, "spans": False, "digest": ""}
     uids, subset = parse_uids(rows.table[UID]), open_subset(subset_url)
@@ -253,7 +255,9 @@ def pick_lines(out: str, plan: ShardPlan, seed: int | None) -> np.ndarray:
     picked = np.empty(len(singles), REPEAT)
     picked["part"] = owners
     for part in np.unique(owners):
-        skipped = _read_array(join(out, PLAN_FOLDER, REPEATS_OF_PARTS), "<i4", *repeats_before[part : part + 2])
+        begin, end = repeats_before[part : part + 2].tolist()
+        url = join(out, PLAN_FOLDER, REPEATS_OF_PARTS)
+        skipped = _read_array(url, "<i4", begin, end) if begin < end else np.empty(0, "<i4")
         num_lines = int(np.diff(singles_before[part : part + 2])[0]) + len(skipped)
         here = slice(*np.searchsorted(owners, [part, part + 1]))
         picked["line"][here] = np.delete(np.arange(num_lines), skipped)[singles[here] - singles_before[part]]

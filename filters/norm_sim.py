@@ -20,7 +20,7 @@ from pipeline.clip_model import AUTO, pick_device
 from pipeline.config import config
 from pipeline.contract import Filter, Score, Scored
 from pipeline.embeddings import find_whole, hash_embedding_set, read_embedding_set
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PoolError
 from pipeline.schemas import score_column
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ class Options:
 
 def build(name: str, options: Options) -> Filter:
     """Return the filter, with the hash of the targets in its identity.  Raises ConfigError when there are none."""
-    targets = hash_embedding_set(options.targets, options.column)
+    try:
+        targets = hash_embedding_set(options.targets, options.column)
+    except PoolError as error:
+        raise ConfigError(f"filter {name!r} has no targets: {error} Give embeddings as its `targets`.") from None
     return Filter(
         name=name,
         needs=(options.embedding,),

@@ -23,6 +23,7 @@ NETWORK_PREFIX = "network:"
 """`model: network:dfn` in a score entry names a filter network of the same recipe."""
 TRAIN_RECIPE = "recipe"
 """`recipe: datacomp-small` in the train block takes that built-in recipe's; other fields of the block go before it."""
+ROWS = "rows of a fit"
 FIT = "fit"
 """`fit: in1k` in a score entry names a fit of the same recipe: the files that it makes, and options that it decides."""
 
@@ -102,7 +103,13 @@ def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
     recipe = read_config(Recipe, values, where="recipe")
     check_names(recipe)
     score = [follow_fit(entry, recipe.fit) for entry in recipe.score]
-    return replace(recipe, subsets=expand_uses(recipe.subsets), score=score)
+    fit = {name: replace(config, rows=_expand_rows(config.rows, recipe.subsets)) for name, config in recipe.fit.items()}
+    return replace(recipe, fit=fit, subsets=expand_uses(recipe.subsets), score=score)
+
+
+def _expand_rows(rows: list[Step], subsets: Mapping[str, list[Step]]) -> list[Step]:
+    """Return the steps that give a fit its rows, with those of the subsets that they use."""
+    return expand_uses({**subsets, ROWS: rows})[ROWS]
 
 
 def follow_train(train: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,9 +94,13 @@ def check_needs(filter: Filter, columns: list[str]) -> None:
     missing = [column for column in filter.needs if column not in columns]
     if missing:
         own = sorted(column for column in columns if not column.startswith("__"))
+        vectors = [column for column in missing if column in filter.vectors]
+        where = (
+            "Put NAME.npz beside each NAME.parquet (DataComp: --download_npz)" if vectors else "Add them to the parquet"
+        )
         raise PoolError(
             f"filter {filter.name!r} needs columns {missing}, which the pool lacks (it has {own}). "
-            "Add them to the pool's parquet or leave the filter out of the recipe."
+            f"{where}, or leave the filter out of the recipe."
         )
 
 

@@ -119,6 +119,7 @@ def _join(
     left = left.repartition(pieces, *KEY_WORDS)
     right = right.hint("merge")  # spills; Spark thinks rows that come out of Python few enough to broadcast
     joined = left.join(right, list(KEY_WORDS), "left").select(PART, ROW, *(f"`{column}`" for column in columns))
+    joined = joined.toDF(PART, ROW, *(f"column{place}" for place in range(len(columns))))  # "a.b" is a field to Spark
     ordered = joined.repartition(pieces, PART).sortWithinPartitions(PART, ROW)
     write = partial(write_joined, tuple(parts), pa.schema(values), folder)
     rows = collect_rows(ordered.mapInArrow(write, "n long"), what="join")
@@ -198,15 +199,19 @@ def write_joined(
 def _split_parts(
     batches: Iterable[pa.RecordBatch], schema: pa.Schema
 ) -> Iterator[tuple[int, Iterator[pa.RecordBatch]]]:
-    """Yield (part number, its batches of the schema's columns), as itertools.groupby does: use one before the next."""
+    """Yield (part number, its batches of the schema's columns) as itertools.groupby does: use one before the next.
+
+    In `batches` these columns follow PART and ROW, under any names.
+    """
 
     def cut() -> Iterator[tuple[int, pa.RecordBatch]]:
         for batch in batches:
             of_part = batch.column(0).to_numpy()
+            values = pa.RecordBatch.from_arrays(batch.columns[2:], names=schema.names)
             borders = [0, *(np.flatnonzero(np.diff(of_part)) + 1).tolist(), len(of_part)]
             for start, stop in pairwise(borders):
                 if stop > start:
-                    yield int(of_part[start]), batch.select(schema.names).slice(start, stop - start).cast(schema)
+                    yield int(of_part[start]), values.slice(start, stop - start).cast(schema)
 
     for number, pieces in groupby(cut(), key=itemgetter(0)):
         yield number, (piece for _, piece in pieces)

@@ -143,3 +143,8 @@ def test_targets_that_change_under_a_run_are_not_used(tmp_path: Path) -> None:
     build(tmp_path, draw(8))
     with pytest.raises(ConfigError, match="changed since this run began"):
         filter.load()
+
+
+def test_targets_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"filter 'norm_sim' has no targets: .* Give embeddings as its `targets`"):
+        build_filter({"filter": "norm_sim", "embedding": "l14_img", "targets": str(tmp_path / "none_*.pt")})

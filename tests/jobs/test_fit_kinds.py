@@ -229,6 +229,18 @@ def test_entries_say_which_fit_they_read(tmp_path: Path) -> None:
         load(filter="probe", fit="b")
 
 
+def test_the_rows_of_a_fit_may_use_a_subset(tmp_path: Path) -> None:
+    steps = [{"name": "long", "where": "caption_words > 2"}]
+    near = {"kind": "semdedup", "embedding": "i", "rows": [{"name": "start", "use": "clean"}]}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump({"subsets": {"clean": steps}, "fit": {"near": near}}))
+    ((start,), subsets) = (recipe := load_recipe(str(tmp_path / "my.yaml"))).fit["near"].rows, recipe.subsets
+    assert (start.name, start.use, start.cascade) == ("start", None, subsets["clean"])
+    near["rows"] = [{"name": "start", "use": "claen"}]
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump({"subsets": {"clean": steps}, "fit": {"near": near}}))
+    with pytest.raises(ConfigError, match="did you mean 'clean'"):
+        load_recipe(str(tmp_path / "my.yaml"))
+
+
 def test_filters_wait_for_their_own_fit_alone() -> None:
     entries = [{"filter": "x"}, {"filter": "semdedup", "fit": "a"}, {"filter": "probe", "name": "p", "fit": "b"}]
     assert list_ready(entries, ["a"]) == entries[:2]

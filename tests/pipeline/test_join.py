@@ -136,3 +136,21 @@ def test_a_column_of_both_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uid": draw_uids(4), "score": [1.0] * 4}), tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match=r"'score' of .* stands in the scores too"):
         run_select(lambda: None, scores, "s", [], str(tmp_path / "out"), tables=[str(tmp_path / "t.parquet")])
+
+
+@pytest.mark.spark
+def test_foreign_columns_that_spark_finds_hard(tmp_path: Path, spark: Any) -> None:
+    uids = draw_uids(9)
+    scores, url = write_pool(tmp_path / "scores", uids), str(tmp_path / "t.parquet")
+    hashes, days = pa.array(range(9), pa.uint64()), ["2020-02-02"] * 8 + ["soon"]
+    pq.write_table(pa.table({"uid": uids, "hash": hashes, "day": days, "a.b": [float(n) for n in range(9)]}), url)
+
+    def keep(**rule: Any) -> int:
+        steps = [Step(name="rule", **rule)]
+        return run_select(lambda: spark, scores, "s", steps, str(tmp_path / "out"), tables=[url]).counts["rule"].kept
+
+    assert keep(top=Top(by="a.b", count=2)) == 2
+    with pytest.raises(ConfigError, match="no type like uint64: write the column as int64"):
+        keep(top=Top(by="hash", count=2))
+    with pytest.raises(ConfigError, match="rule: to_date"):
+        keep(where="to_date(day) > '2020-01-01'")

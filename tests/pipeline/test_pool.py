@@ -1,16 +1,17 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from toy import render, tar_row, toy_row, write_part
 
-from pipeline.batches import read_batches
+from pipeline.batches import read_batches, read_chosen
 from pipeline.errors import PoolError
 from pipeline.pool import Part, list_columns, list_parts, pool_identity, read_part
-from pipeline.schemas import IMAGE, IMAGE_ERROR, KEY, ROW, TEXT, UID
+from pipeline.schemas import END, IMAGE, IMAGE_ERROR, KEY, ROW, START, TEXT, UID
 from pipeline.tars import TarRow, make_member, write_rows
 
 MakePool = Callable[..., Path]
@@ -47,6 +48,15 @@ def test_the_parquet_beside_a_tar_is_found_however_it_is_spelled(
         assert part.table and part.tar, spelled
     (tmp_path / "one" / "._0.tar").write_bytes(b"")
     assert len(list_parts(".")) == 1
+
+
+def test_chosen_rows_come_in_batches_as_all_do(make_pool: MakePool) -> None:
+    (part,) = list_parts(str(make_pool(600, 1)))
+    rows, whole = read_part(part), rows_of(part)
+    spans: dict[Any, Any] = {row[ROW]: (row[START], row[END]) for row in whole}
+    batches = [*read_chosen(part, rows, list(range(5, 600)), spans=spans, images=True)]
+    assert [batch.num_rows for batch in batches] == [256, 256, 83]
+    assert [row for batch in batches for row in batch.to_pylist()] == whole[5:]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_string()])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipeline.pool import Part, PartRows, clean_text
+from pipeline.ranges import read_ranges
 from pipeline.schemas import (
     END,
     IMAGE,
@@ -22,7 +23,6 @@ from pipeline.schemas import (
     START,
     UID,
 )
-from pipeline.storage import read_ranges
 from pipeline.tars import BrokenTar, read_rows, unpack_row
 
 BATCH_ROWS = 256

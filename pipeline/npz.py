@@ -21,7 +21,8 @@ import numpy as np
 
 from pipeline.errors import PoolError, WinnowError
 from pipeline.filesystem import writing
-from pipeline.storage import CHUNK_BYTES, is_local, open_file, read_ranges
+from pipeline.ranges import read_ranges
+from pipeline.storage import CHUNK_BYTES, is_local, open_file
 
 NPY = ".npy"
 LOCAL_HEADER_BYTES = 30

@@ -21,7 +21,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import groupby, pairwise, starmap
+from itertools import accumulate, groupby, pairwise, starmap
+from operator import itemgetter
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -32,11 +33,12 @@ import pyarrow.parquet as pq
 from pipeline.config import config
 from pipeline.errors import ConfigError, PoolError
 from pipeline.pool import Part, clean_text
+from pipeline.ranges import RangeReader, Span
 from pipeline.schemas import KEY, PARQUET_SUFFIX, PART_PATTERN, STATS_SUFFIX, TAR_SUFFIX, UID
 from pipeline.shard_folder import PARQUET_BYTES, PLAN, TAR_BYTES, read_stats
 from pipeline.shard_order import permute, spread
 from pipeline.shard_plan import ShardPlan, pick_lines, read_lines
-from pipeline.storage import exists, is_local, join, read_ranges, write_atomic
+from pipeline.storage import exists, is_local, join, write_atomic
 from pipeline.tars import pack_row, rename_packed, rename_row, unpack_row, write_end
 
 SOURCE_PART = "source_part"
@@ -197,65 +199,75 @@ def _copy_rows(
     sync: Callable[[IO[bytes]], None],
 ) -> None:
     """Write the rows' bytes, the source's own but for the names that change, and the tar's end mark."""
-    num_bytes = LOCAL_WINDOW_BYTES if is_local(parts[int(owners[0])].tar or "") else REMOTE_WINDOW_BYTES
-    edges = list(zip(lines["start"].tolist(), lines["end"].tolist(), strict=True))
-    synced = 0
-    for runs in _find_windows(owners, lines, num_bytes):
-        tars = [parts[int(owners[run.start])].tar or "" for run in runs]
-        spans = [(edges[run.start][0], edges[run.stop - 1][1]) for run in runs]
-        for run, tar, (origin, _), packed in zip(runs, tars, spans, _read_spans(tars, spans), strict=True):
-            inside = [(start - origin, end - origin) for start, end in edges[run]]
-            _check_keys(packed, inside, keys[run], tar)
-            file.write(_rename(packed, inside, renamed[run], tar) if any(renamed[run]) else packed)
-        if file.tell() - synced >= SYNC_BYTES:
-            synced = file.tell()
-            sync(file)
+    tars = [parts[number].tar or "" for number in owners.tolist()]
+    spans = list(zip(lines["start"].tolist(), lines["end"].tolist(), strict=True))
+    num_bytes = LOCAL_WINDOW_BYTES if is_local(tars[0]) else REMOTE_WINDOW_BYTES
+    buffer, synced = bytearray(), 0
+    with RangeReader() as reader:
+        for rows in _find_windows(lines, num_bytes):
+            edges = list(accumulate((end - start for start, end in spans[rows]), initial=0))
+            if len(buffer) < edges[-1]:
+                buffer = bytearray(edges[-1])
+            _read_window(reader, buffer, edges, tars[rows], spans[rows])
+            _check_keys(buffer, edges, keys[rows], tars[rows])
+            _write_window(file, buffer, edges, renamed[rows], tars[rows])
+            if file.tell() - synced >= SYNC_BYTES:
+                synced = file.tell()
+                sync(file)
     write_end(file, file.tell())
 
 
-def _find_windows(owners: np.ndarray, lines: np.ndarray, num_bytes: int) -> Iterator[list[slice]]:
-    """Yield the runs of rows of one window after another.
-
-    A window is `num_bytes` (or one row) at most; a run is rows of a window that stand side by side in one tar.
-    """
-    starts, ends = lines["start"], lines["end"]
-    window = np.cumsum(ends - starts) // num_bytes
-    apart = (owners[1:] != owners[:-1]) | (starts[1:] != ends[:-1]) | (window[1:] != window[:-1])
-    edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(lines)]
-    for _, runs in groupby(starmap(slice, pairwise(edges)), key=lambda run: window[run.start]):
-        yield list(runs)
+def _find_windows(lines: np.ndarray, num_bytes: int) -> Iterator[slice]:
+    """Yield the rows of one window after another: about `num_bytes` at most, or one row."""
+    window = np.cumsum(lines["end"] - lines["start"]) // num_bytes
+    yield from starmap(slice, pairwise([0, *(np.flatnonzero(np.diff(window)) + 1).tolist(), len(lines)]))
 
 
-def _read_spans(tars: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Return the bytes of each span of its tar; a tar is opened once and read front to back."""
-    pieces = [b""] * len(tars)
-    order = sorted(range(len(tars)), key=lambda place: (tars[place], spans[place]))
-    for tar, group in groupby(order, key=tars.__getitem__):
-        places = list(group)
-        for place, packed in zip(places, read_ranges(tar, [spans[place] for place in places]), strict=True):
-            pieces[place] = packed
-    return pieces
+def _read_window(
+    reader: RangeReader, buffer: bytearray, edges: Sequence[int], tars: Sequence[str], spans: Sequence[Span]
+) -> None:
+    """Read each row's span of its tar into the buffer from its edge on; a tar is read once, front to back."""
+    starts = [
+        row for row in range(len(tars)) if not row or tars[row] != tars[row - 1] or spans[row][0] != spans[row - 1][1]
+    ]
+    runs = sorted(
+        (tars[a], spans[a][0], spans[b - 1][1], edges[a], edges[b]) for a, b in pairwise([*starts, len(tars)])
+    )
+    with memoryview(buffer) as view:
+        for tar, group in groupby(runs, key=itemgetter(0)):
+            places = list(group)
+            reader.fill(tar, [place[1:3] for place in places], [view[slice(*place[3:])] for place in places])
 
 
-def _check_keys(packed: bytes, spans: Sequence[tuple[int, int]], keys: Sequence[str], tar: str) -> None:
-    """Raise PoolError unless each span begins with a member of its row's key: the tar is the one planned for."""
-    for (start, end), key in zip(spans, keys, strict=True):
+def _check_keys(buffer: bytearray, edges: Sequence[int], keys: Sequence[str], tars: Sequence[str]) -> None:
+    """Raise PoolError unless each row begins with a member of its key: the tar is the one planned for."""
+    for (start, end), key, tar in zip(pairwise(edges), keys, tars, strict=True):
         name = key.encode() + b"."
-        if packed.startswith((name, b"./" + name), start):
+        if buffer.startswith((name, b"./" + name), start):
             continue
-        if clean_text(unpack_row(packed[start:end], tar).key) != key:  # a name with a header of its own, or no text
+        if clean_text(unpack_row(bytes(buffer[start:end]), tar).key) != key:  # a name with its own header, or no text
             raise PoolError(
                 f"{tar} does not have row {key!r} where it was found before: another file of the same size and time "
                 "has taken its place. Touch it, so that this is seen, and run the command again."
             )
 
 
-def _rename(
-    packed: bytes, spans: Sequence[tuple[int, int]], renamed: Sequence[tuple[str, str] | None], tar: str
-) -> bytes | bytearray:
-    """Return a run's tar bytes with the rows at `spans` under their new names."""
-    patched = bytearray(packed)
-    if all(rename_packed(patched, *span, *names) for span, names in zip(spans, renamed, strict=True) if names):
-        return patched
-    rows = ((packed[start:end], names) for (start, end), names in zip(spans, renamed, strict=True))
-    return b"".join(pack_row(rename_row(unpack_row(row, tar), names[1])) if names else row for row, names in rows)
+def _write_window(
+    file: IO[bytes],
+    buffer: bytearray,
+    edges: Sequence[int],
+    renamed: Sequence[tuple[str, str] | None],
+    tars: Sequence[str],
+) -> None:
+    """Write the rows under their new names; one whose headers have no room for its name is packed anew."""
+    spans = list(pairwise(edges))
+    changed = [(row, *names) for row, names in enumerate(renamed) if names]
+    outgrown = [(row, new) for row, old, new in changed if not rename_packed(buffer, *spans[row], old, new)]
+    written = 0
+    with memoryview(buffer) as view:
+        for row, name in outgrown:
+            start, end = spans[row]
+            file.write(view[written:start])
+            file.write(pack_row(rename_row(unpack_row(bytes(view[start:end]), tars[row]), name)))
+            written = end
+        file.write(view[written : edges[-1]])

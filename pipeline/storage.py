@@ -30,8 +30,6 @@ TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}-")
 CHUNK_BYTES = 1 << 20
 MAX_READ_BYTES = 64 << 20
 """A file may promise any size; memory is asked for in pieces of what is really there."""
-BATCH_BYTES, BATCH_RANGES = 16 << 20, 256
-"""What read_ranges asks a remote store for at once."""
 READ_AHEAD_BYTES = 8 << 20
 """What reading a remote file from front to end asks for at once (s3fs would take 50 MiB, also for a footer)."""
 
@@ -162,63 +160,6 @@ def read_bytes(url: str) -> bytes:
     filesystem, path = find_filesystem(url)
     with explained(url):
         return bytes(filesystem.cat_file(path))
-
-
-def read_ranges(url: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    """Yield the bytes [start, end) of each span, in order, reading little else of the file.
-
-    A local file is opened once; of a remote one the ranges are asked for in batches of BATCH_BYTES and BATCH_RANGES, so
-    memory is bounded by a batch (or by one span, if that is larger).
-    Raises PoolError when the file is shorter than a span.
-    """
-    pieces = _read_local_ranges(url, spans) if is_local(url) else _read_remote_ranges(url, spans)
-    for (start, end), piece in zip(spans, pieces, strict=True):
-        if len(piece) < end - start:
-            raise PoolError(
-                f"{url} holds {len(piece)} of the bytes {start} to {end}: it is shorter than when it was listed. "
-                "Put the file back, or run the command again to read it anew."
-            )
-        yield piece
-
-
-def _read_local_ranges(url: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    with open_file(url) as file:
-        for start, end in spans:
-            file.seek(start)
-            yield read_exactly(file, end - start)
-
-
-def _read_remote_ranges(url: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    """Yield each span's bytes, fewer where the file ends before; an empty span is not asked for (S3 sends the file)."""
-    filesystem, path = find_filesystem(url)
-    for batch in _batch_spans(spans):
-        starts, ends = ([span[edge] for span in batch if span[0] < span[1]] for edge in (0, 1))
-        found = iter(filesystem.cat_ranges([path] * len(starts), starts, ends))
-        for start, end in batch:
-            piece = next(found) if start < end else b""
-            yield _explain_range(url, end, piece) if isinstance(piece, Exception) else piece
-
-
-def _explain_range(url: str, end: int, error: Exception) -> bytes:
-    """Return b"" when a range was refused because the file is shorter; raise the error otherwise."""
-    with explained(url):
-        if not isinstance(error, OSError) or isinstance(error, PermissionError) or fingerprint(url)["size"] >= end:
-            raise error
-    return b""
-
-
-def _batch_spans(spans: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Yield the spans in runs of at most BATCH_RANGES, and of BATCH_BYTES unless one span alone is larger."""
-    batch: list[tuple[int, int]] = []
-    num_bytes = 0
-    for start, end in spans:
-        if batch and (len(batch) == BATCH_RANGES or num_bytes + end - start > BATCH_BYTES):
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append((start, end))
-        num_bytes += end - start
-    if batch:
-        yield batch
 
 
 @contextmanager

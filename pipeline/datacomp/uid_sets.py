@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.storage import join, read_ranges, remove, sha256_of_file, write_atomic, write_bytes
+from pipeline.ranges import read_ranges
+from pipeline.storage import join, remove, sha256_of_file, write_atomic, write_bytes
 from pipeline.subset import count_in_subset, is_in_subset, search_subset
 from pipeline.subset_runs import Merged, merge_runs, numpy_header, write_run
 from pipeline.uid import UID_BYTES, UID_DTYPE, is_sorted, sort_uids, unique_uids

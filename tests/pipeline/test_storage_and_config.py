@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config import as_mapping, config, override, read_config, read_yaml
 from pipeline.errors import ConfigError, PoolError, StageError
+from pipeline.ranges import read_ranges
 from pipeline.storage import (
     expand,
     fingerprint,
@@ -13,7 +14,6 @@ from pipeline.storage import (
     list_folder,
     list_sizes,
     read_bytes,
-    read_ranges,
     remove,
     sha256_of_file,
     sweep_temporaries,

@@ -18,6 +18,7 @@ from made_s3 import Server, other_client, serve_s3
 from pipeline.clip_model import open_model
 from pipeline.errors import PoolError
 from pipeline.filesystem import StorageError
+from pipeline.ranges import read_ranges
 from pipeline.storage import (
     exists,
     expand,
@@ -27,7 +28,6 @@ from pipeline.storage import (
     list_folder,
     open_file,
     read_bytes,
-    read_ranges,
     remove,
     write_atomic,
     write_bytes,

@@ -114,7 +114,7 @@ def write_verdicts(
     counts = np.zeros((num_steps, 3), np.int64)
     number, mask = -1, np.empty(0, bool)
     for batch in batches:
-        passed = _judge(batch, counts)
+        passed = count_verdicts(np.ones(batch.num_rows, bool), batch.columns[2:], counts)
         of_part, rows = (batch.column(place).to_numpy() for place in (0, 1))
         for part in np.unique(of_part):
             if part != number:
@@ -126,10 +126,12 @@ def write_verdicts(
     yield pa.RecordBatch.from_arrays(columns, names=["step", "read", "kept", "missing"])
 
 
-def _judge(batch: pa.RecordBatch, counts: np.ndarray) -> np.ndarray:
-    """Return bool (rows,): which rows pass every step; adds to int64 (steps, 3) counts of read, kept and missing."""
-    passed = np.ones(batch.num_rows, bool)
-    for count, verdict in zip(counts, batch.columns[2:], strict=True):
+def count_verdicts(passed: np.ndarray, verdicts: Sequence[pa.Array], counts: np.ndarray) -> np.ndarray:
+    """Return bool (rows,): which of the rows that `passed` pass every step.
+
+    Adds to int64 (steps, 3) counts of read, kept and missing.
+    """
+    for count, verdict in zip(counts, verdicts, strict=True):
         missing = passed & verdict.is_null().to_numpy(zero_copy_only=False)
         kept = passed & verdict.fill_null(False).to_numpy(zero_copy_only=False)
         count += passed.sum(), kept.sum(), missing.sum()

@@ -1,12 +1,13 @@
 """A recipe's steps run over stored scores: an account of each, the thresholds found, and the kept uids as sorted runs.
 
-Every pass reads files and returns a few counts, so nothing of the size of the pool is ever in one place.  Only `where`
-needs Spark: those that follow each other are one job (select_sql.py), which leaves a bit per row.  A pass of any other
-step is a function of some parts, and runs on threads here or on a cluster's workers.  Each branch starts from the rows
-that reached its step; what the branches kept is combined in one pass (select_sets.py).
+Every pass reads files and returns a few counts, so nothing of the size of the pool is ever in one place.  `where` steps
+that follow each other are one pass, which leaves a bit per row; only those that are no plain comparisons
+(select_plain.py) need Spark (select_sql.py).  A pass of any other step is a function of some parts, and runs on threads
+here or on a cluster's workers.  Each branch starts from the rows that reached its step; what the branches kept is
+combined in one pass (select_sets.py).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, groupby
@@ -20,6 +21,7 @@ from pipeline.select import NO_SCORE, Step, check_copies, check_steps, place_bra
 from pipeline.select_balance import cut_balance
 from pipeline.select_caps import draw_copies
 from pipeline.select_cuts import cut_at_least, cut_top, draw_sample
+from pipeline.select_plain import filter_plainly, parse_plain
 from pipeline.select_quota import cut_quota
 from pipeline.select_scores import Mixture
 from pipeline.select_sets import write_combined
@@ -40,6 +42,8 @@ from pipeline.subset_runs import write_run
 
 RUN_ROWS = 1 << 19
 RUNS, MASKS = "runs", "masks"
+Judge = Callable[[Source, Passing, Sequence[Step], str], np.ndarray]
+"""(source, passing rows, `where` steps, folder) -> int64 (steps, 3): read, kept, without an answer; masks in FOLDER."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +95,35 @@ def select_rows(source: Source, steps: Sequence[Step], scratch: str) -> Selectio
 
 def _run_steps(run: _Run, steps: Sequence[Step], rows: Rows, within: str) -> Rows:
     """Return what the steps keep of the rows; `within` begins their paths."""
-    for is_where, alike in groupby(steps, key=lambda step: step.where is not None):
-        if is_where:
-            rows = _run_where(run, list(alike), rows, within)
+    for judge, alike in groupby(steps, key=partial(_choose_judge, run.source.types)):
+        if judge:
+            rows = _run_where(run, judge, list(alike), rows, within)
         else:
             for step in alike:
                 rows = _run_branches(run, step, rows, within) if step.branches else _run_rule(run, step, rows, within)
     return rows
 
 
-def _run_where(run: _Run, steps: Sequence[Step], rows: Rows, within: str) -> Rows:
-    masks, source = run.new_folder(), run.source
-    found = filter_rows(source.start(), source.table, rows.passing, source.parts, steps, source.types, masks)
+def _choose_judge(types: Mapping[str, str], step: Step) -> Judge | None:
+    """Return who answers a `where` step, None for any other."""
+    if step.where is None:
+        return None
+    return _judge_by_spark if parse_plain(step.where, types) is None else _judge_plainly
+
+
+def _judge_by_spark(source: Source, passing: Passing, steps: Sequence[Step], masks: str) -> np.ndarray:
+    return filter_rows(source.start(), source.table, passing, source.parts, steps, source.types, masks)
+
+
+def _judge_plainly(source: Source, passing: Passing, steps: Sequence[Step], masks: str) -> np.ndarray:
+    rules = [parse_plain(step.where or "", source.types) or [] for step in steps]
+    work = partial(filter_plainly, source.table, passing, rules, masks)
+    return source.sum_groups(work, 3 * len(rules)).reshape(-1, 3)
+
+
+def _run_where(run: _Run, judge: Judge, steps: Sequence[Step], rows: Rows, within: str) -> Rows:
+    masks = run.new_folder()
+    found = judge(run.source, rows.passing, steps, masks)
     num = rows.num
     for step, (read, kept, missing) in zip(steps, found.tolist(), strict=True):
         if read != num:

@@ -11,7 +11,7 @@ from itertools import repeat
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
+from scipy.sparse import csr_array
 
 from filters.captions import IS_FASTTEXT_SPACE, add_up_in_rows, cut_words, find_words, read_bytes
 from filters.lid.model import FastTextModel
@@ -31,9 +31,8 @@ class WordSums:
 
     def __init__(self, model: FastTextModel) -> None:
         self.model = model
-        self.vectors_VD = torch.from_numpy(model.vectors_VD)
         self.ids: dict[bytes, int] = {}
-        self.sums_WD = torch.zeros(0, model.vectors_VD.shape[1])
+        self.sums_WD = np.zeros((0, model.vectors_VD.shape[1]), np.float32)
         self.counts_W = np.zeros(0, np.int64)
         self.num_bytes = 0
 
@@ -56,9 +55,9 @@ class WordSums:
         start, end = len(self.ids), len(self.ids) + len(words)
         if end > len(self.counts_W):
             grown = max(2 * end, 1 << 14)
-            self.sums_WD = torch.cat([self.sums_WD[:start], torch.zeros(grown - start, self.sums_WD.shape[1])])
-            self.counts_W = np.concatenate([self.counts_W[:start], np.zeros(grown - start, np.int64)])
-        self.sums_WD[start:end], counts = add_up_words(self.model, self.vectors_VD, words)
+            self.sums_WD = np.pad(self.sums_WD[:start], ((0, grown - start), (0, 0)))
+            self.counts_W = np.pad(self.counts_W[:start], (0, grown - start))
+        self.sums_WD[start:end], counts = add_up_words(self.model, words)
         self.counts_W[start:end] = counts
         self.ids.update(zip(words.to_pylist(), range(start, end), strict=True))
         return np.arange(start, end)
@@ -73,13 +72,13 @@ def embed_captions(sums: WordSums, texts: pa.Array) -> tuple[np.ndarray, np.ndar
     ids_W = sums.find(tokens.dictionary)
     ids_T = ids_W[tokens.indices.to_numpy(zero_copy_only=False)]
     first_R = np.searchsorted(begins_T, offsets)
-    hidden_RD = _add_up(sums.sums_WD, ids_T, first_R[:-1])
+    hidden_RD = _add_up(sums.sums_WD, ids_T, first_R)
     counts_R = add_up_in_rows(sums.counts_W[ids_T], first_R)
     if END_OF_LINE in sums.model.words:
-        hidden_RD += sums.vectors_VD[sums.model.words[END_OF_LINE]]
+        hidden_RD += sums.model.vectors_VD[sums.model.words[END_OF_LINE]]
         counts_R += 1
-    hidden_RD /= torch.from_numpy(np.maximum(counts_R, 1).astype(np.float32))[:, None]
-    return hidden_RD.numpy(), counts_R
+    hidden_RD /= np.maximum(counts_R, 1).astype(np.float32)[:, None]
+    return hidden_RD, counts_R
 
 
 def _look_up(rows: dict[bytes, int], words: pa.Array) -> np.ndarray:
@@ -87,24 +86,28 @@ def _look_up(rows: dict[bytes, int], words: pa.Array) -> np.ndarray:
     return np.fromiter(map(rows.get, words.to_pylist(), repeat(-1)), np.int64, len(words))
 
 
-def _add_up(vectors_VD: torch.Tensor, rows: np.ndarray, starts: np.ndarray) -> torch.Tensor:
-    """Return (len(starts), D): sums of vectors_VD[rows[start:next start]]."""
-    return torch.nn.functional.embedding_bag(
-        torch.from_numpy(rows.astype(np.int64)), vectors_VD, torch.from_numpy(starts), mode="sum"
-    )
+def _add_up(vectors_VD: np.ndarray, rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Return float32 (len(bounds) - 1, D): sums of vectors_VD[rows[start:end]] for neighbouring bounds.
+
+    A product with a matrix of ones: it adds in the order of `rows`, and an import of torch for its embedding_bag would
+    cost each process seconds.
+    """
+    places = rows.astype(np.int32), bounds.astype(np.int32)  # with int64 the product takes twice as long
+    ones = csr_array((np.ones(len(rows), np.float32), *places), shape=(len(bounds) - 1, len(vectors_VD)))
+    return np.asarray(ones @ vectors_VD)
 
 
-def add_up_words(model: FastTextModel, vectors_VD: torch.Tensor, words: pa.Array) -> tuple[torch.Tensor, np.ndarray]:
+def add_up_words(model: FastTextModel, words: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Return (W, D) sums of the vectors of each word and its n-grams, and int64 (W,) how many they are."""
     rows_CK, ends_W = list_ngram_rows(model, words)
     kept = rows_CK >= 0
     kept_before = np.concatenate([[0], np.cumsum(kept.ravel())])
     bounds_W = kept_before[np.concatenate([[0], ends_W]) * model.longest]
     counts_W = np.diff(bounds_W)
-    sums_WD = _add_up(vectors_VD, rows_CK[kept], bounds_W[:-1])
+    sums_WD = _add_up(model.vectors_VD, rows_CK[kept], bounds_W)
     known = _look_up(model.words, words)
     has_row = np.flatnonzero(known >= 0)
-    sums_WD[has_row] += vectors_VD[known[has_row]]
+    sums_WD[has_row] += model.vectors_VD[known[has_row]]
     counts_W[has_row] += 1
     return sums_WD, counts_W
 

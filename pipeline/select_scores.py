@@ -60,5 +60,8 @@ def to_floats(column: pa.Array) -> np.ndarray:
     try:
         floats: np.ndarray = column.cast(pa.float32() if single else pa.float64()).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise PoolError(f"scores of type {column.type} cannot be ordered as numbers: {error}") from None
+        raise PoolError(
+            f"scores of type {column.type} cannot be ordered as numbers: {error}. Write the column as double, whole "
+            "numbers beyond 2^53 rounded."
+        ) from None
     return floats

@@ -87,6 +87,7 @@ def _make_recipes(folder: Path) -> dict[str, dict[str, Any]]:
 def _make_recipe(entry: dict[str, str], column: str) -> dict[str, Any]:
     steps = [
         {"name": "words", "where": "caption_words > 2"},
+        {"name": "by Spark", "where": "caption_words % 100 <> 99"},
         {"name": "top half", "top": {"by": column, "fraction": 0.5}},
     ]
     return {

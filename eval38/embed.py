@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
+from threading import Condition
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from eval38.config import Precision
 from eval38.ranks import gather, is_own
 from eval38.rows import PLACEHOLDER, ImageRow, LostImage
-from eval38.text import encode_text, order_prompts
+from eval38.text import encode_text, group_prompts
 from pipeline.clip_model import OpenedClip
 from pipeline.devices import count_cores
 from pipeline.errors import EvalError, ModelError
@@ -35,10 +36,13 @@ from pipeline.images import UnreadableImage, decode_image
 from pipeline.schemas import REASON_UNREADABLE_IMAGE
 from training.world import ALONE, World
 
-PIECE_IMAGES = 32
-"""Images one thread decodes at a time."""
-NUM_BATCHES_AHEAD = 3
+PIECE_IMAGES, PIECE_BYTES = 32, 16 << 20
+"""What one thread decodes at a time: so many images, or as few as hold so many bytes."""
+NUM_BATCHES_AHEAD, BYTES_AHEAD = 3, 256 << 20
+"""How far reading is ahead of the models, in batches and in bytes still to be decoded."""
 PROMPTS_PER_FORWARD = 512
+MIN_ROWS = 16
+"""A smaller batch is filled up: on a CPU products of fewer rows round otherwise (bf16: 1 row, float32: up to 9)."""
 
 Geometry = Callable[[Image.Image], Image.Image]
 """Resize and crop, PIL to PIL."""
@@ -96,11 +100,11 @@ class Encoder:
     def encode_prompts(self, prompts: Sequence[str], *, quiet: bool = False, world: World = ALONE) -> Tensor:
         """Return unit vectors (M, D) in the order of the prompts, on the CPU; each process encodes its share.
 
-        Prompts of like length go together, as long as the longest of them (text.py).
+        Prompts of one length go together (text.py).
         """
         token_ML = self.opened.tokenize(list(prompts))
-        order_M = order_prompts(self.opened.model, token_ML)
-        parts = torch.split(order_M, PROMPTS_PER_FORWARD)
+        groups = group_prompts(self.opened.model, token_ML)
+        parts = [place_B for group in groups for place_B in torch.split(group, PROMPTS_PER_FORWARD)]
 
         def encode_own() -> dict[int, Tensor]:
             text_parts = {}
@@ -115,14 +119,14 @@ class Encoder:
             return text_parts
 
         found = {number: part for share in gather(world, encode_own) for number, part in share.items()}
-        return torch.cat([found[number] for number in range(len(parts))])[order_M.argsort()]
+        return torch.cat([found[number] for number in range(len(parts))])[torch.cat(parts).argsort()]
 
     def _run(self, encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         reduced = self.precision == "bf16"
         try:
             autocast = torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=reduced)
             with torch.inference_mode(), keep_float32(), autocast:
-                features = encode(inputs)
+                features = encode(fill_rows(inputs))[: len(inputs)]
         except RuntimeError as error:  # torch's, for want of memory too
             what = str(error).partition("\n")[0].rstrip(".")
             raise ModelError(
@@ -133,6 +137,12 @@ class Encoder:
         if not bool(vector_ND.isfinite().all()):
             raise ModelError(f"the model gives vectors that are not finite in {self.precision}: did training diverge?")
         return vector_ND
+
+
+def fill_rows(inputs: Tensor) -> Tensor:
+    """Return the rows of a batch, the last one repeated where they are fewer than MIN_ROWS."""
+    missing = MIN_ROWS - len(inputs)
+    return torch.cat([inputs, inputs[-1:].repeat_interleave(missing, dim=0)]) if missing > 0 else inputs
 
 
 class Embedder:
@@ -267,21 +277,58 @@ def decode_batches(
 ) -> Iterator[ImageBatch[T]]:
     """Yield this process's batches in order: `batch_size` consecutive rows each; a lost row makes its batch smaller.
 
-    One thread reads all rows and `num_threads` (default: one per core) decode, at most three batches ahead.
+    One thread reads all rows and `num_threads` (default: one per core) decode, at most three batches ahead and holding
+    at most BYTES_AHEAD of images still to be decoded, but for the piece just read.
     """
-    source = iter(rows)
-    batches = enumerate(iter(lambda: list(islice(source, batch_size)), []))
+    source, numbers, room = iter(rows), count(), _Room()
     with ThreadPoolExecutor(num_threads or count_cores()) as decoders, ThreadPoolExecutor(1) as reader:
 
+        def decode(piece: Sequence[ImageRow[T] | LostImage], num_bytes: int) -> Future[ImageBatch[T]]:
+            room.take(num_bytes)
+            decoded = decoders.submit(decode_rows, piece, geometry)
+            decoded.add_done_callback(lambda _: room.give(num_bytes))
+            return decoded
+
         def read_batch() -> list[Future[ImageBatch[T]]]:
-            batch = next((batch for number, batch in batches if is_own(number, world)), [])
-            pieces = [batch[start : start + PIECE_IMAGES] for start in range(0, len(batch), PIECE_IMAGES)]
-            return [decoders.submit(decode_rows, piece, geometry) for piece in pieces]
+            while not is_own(next(numbers), world):
+                deque(islice(source, batch_size), maxlen=0)  # another process has it
+            return [decode(*piece) for piece in cut_pieces(islice(source, batch_size))]
 
         ahead = deque(reader.submit(read_batch) for _ in range(NUM_BATCHES_AHEAD))
         while pieces := ahead.popleft().result():
             ahead.append(reader.submit(read_batch))
             yield join_batches([piece.result() for piece in pieces])
+
+
+class _Room:
+    """Bytes of images that are read and not yet decoded, shared by the reader and the decoders."""
+
+    def __init__(self) -> None:
+        self.held, self.changed = 0, Condition()
+
+    def take(self, num_bytes: int) -> None:
+        """Wait until there is room, which there always is when nothing is held."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.held or self.held + num_bytes <= BYTES_AHEAD)
+            self.held += num_bytes
+
+    def give(self, num_bytes: int) -> None:
+        with self.changed:
+            self.held -= num_bytes
+            self.changed.notify()
+
+
+def cut_pieces(rows: Iterable[ImageRow[T] | LostImage]) -> Iterator[tuple[list[ImageRow[T] | LostImage], int]]:
+    """Yield (rows, bytes of their images) in order: PIECE_IMAGES rows, or fewer where they reach PIECE_BYTES."""
+    piece, num_bytes = list[ImageRow[T] | LostImage](), 0
+    for row in rows:
+        piece.append(row)
+        num_bytes += len(row.content) if isinstance(row, ImageRow) else 0
+        if len(piece) == PIECE_IMAGES or num_bytes >= PIECE_BYTES:
+            yield piece, num_bytes
+            piece, num_bytes = [], 0
+    if piece:
+        yield piece, num_bytes
 
 
 def decode_rows(rows: Sequence[ImageRow[T] | LostImage], geometry: Geometry) -> ImageBatch[T]:
@@ -307,7 +354,7 @@ def decode_row(row: ImageRow[Any], geometry: Geometry) -> "np.ndarray[Any, np.dt
     try:
         return np.array(geometry(decode_image(row.content)))
     except UnreadableImage as error:
-        return LostImage(row.name, REASON_UNREADABLE_IMAGE, str(error))
+        return LostImage(row.name, error.reason, str(error))
     except Exception as error:  # the transform cannot take this mode or shape
         return LostImage(row.name, REASON_UNREADABLE_IMAGE, f"{type(error).__name__}: {error}")
 

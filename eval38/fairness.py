@@ -21,7 +21,7 @@ from eval38.classify import Outcome, rank_classes
 from eval38.embed import Embedder, Seen, spell_prompts
 from eval38.metadata import Tagged, read_tagged_images, take_column
 from eval38.metrics import Metrics, measure_groups
-from eval38.rows import CLASSES_FILE, TEMPLATES_FILE, EvalSet, ImageRow, LostImage, read_set
+from eval38.rows import CLASSES_FILE, CLASSIFICATION, MULTILABEL, TEMPLATES_FILE, EvalSet, ImageRow, LostImage, read_set
 from eval38.tasks import Task, folder_of
 from pipeline.errors import EvalError
 
@@ -43,8 +43,11 @@ class Objective(NamedTuple):
 
 
 def read_faces(task: Task, data: str) -> EvalSet:
-    """Return the set after checking that its words belong to the four classifiers.  Raises EvalError."""
-    found = read_set(task, data)
+    """Return the set after checking that its words belong to the four classifiers.  Raises EvalError.
+
+    CLIP_benchmark's exporter calls every set whose labels are vectors multilabel.
+    """
+    found = read_set(task, data, types=(CLASSIFICATION, MULTILABEL))
     split_objectives(found)
     return found
 

@@ -11,6 +11,7 @@ is believed: callers take files by names they know (download.py).
 Source: huggingface_hub 2.4, hf_api.py (list_repo_tree, RepoFile).
 """
 
+import email.utils
 import errno
 import fcntl
 import hashlib
@@ -20,6 +21,7 @@ import logging
 import os
 import re
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -140,17 +142,26 @@ def _advise(code: int) -> str:
     return "The server does not do this."
 
 
-def retry(hub: Hub, attempt: Callable[[], bool], *, what: str, stop: threading.Event | None = None) -> None:
+def retry(
+    hub: Hub,
+    attempt: Callable[[], bool],
+    *,
+    what: str,
+    stop: threading.Event | None = None,
+    progress: Callable[[], int] = lambda: 0,
+) -> None:
     """Call `attempt` until it returns True, at most TRIES times, waiting longer each time and as long as it is told to.
 
+    A try that brings `progress` (bytes that are there) further than any before it starts the count anew.
     Raises Unreachable when the last try failed, StageError at once where a further try is of no use (the disk is full,
     the hub refuses), or after `stop` is set.
     """
     stop, reason, wait_s = stop or threading.Event(), "the hash is wrong", 0.0
-    for number in range(TRIES):
+    number, furthest = 0, progress()
+    while number < TRIES:
         if stop.wait(wait_s):
             raise StageError(f"{what}: stopped; run the same command again to go on.")
-        wait_s = hub.first_wait_s * 2**number
+        asked_s = 0.0
         try:
             if attempt():
                 return
@@ -158,15 +169,28 @@ def retry(hub: Hub, attempt: Callable[[], bool], *, what: str, stop: threading.E
             reason = str(error) or type(error).__name__
             if getattr(error, "errno", None) in OF_THIS_DISK:
                 raise StageError(f"{what}: {reason}. Mend that and run the same command again to go on.") from None
-            wait_s = max(wait_s, _read_wait_s(error))
-        log.info("%s: try %d failed: %s", what, number + 1, reason)
+            asked_s = _read_wait_s(error)
+        if progress() > furthest:
+            number, furthest = 0, progress()
+        wait_s = max(hub.first_wait_s * 2**number, asked_s)
+        number += 1
+        log.info("%s: try %d failed: %s", what, number, reason)
     raise Unreachable(f"{what}: {TRIES} tries failed, the last: {reason}. Run the same command again to go on.")
 
 
 def _read_wait_s(error: Exception) -> float:
-    """Return the seconds to wait that an answer asks for (Retry-After), at most MAX_WAIT_S; 0 if it asks for none."""
+    """Return the seconds to wait that an answer asks for (Retry-After, a number or a date), at most MAX_WAIT_S.
+
+    0 if it asks for none.
+    """
     told = (error.headers.get("Retry-After") or "") if isinstance(error, urllib.error.HTTPError) else ""
-    return min(float(told), MAX_WAIT_S) if re.fullmatch(r"[0-9]{1,9}", told) else 0.0
+    if re.fullmatch(r"[0-9]{1,9}", told):
+        return min(float(told), MAX_WAIT_S)
+    try:
+        until = email.utils.parsedate_to_datetime(told).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(until - time.time(), 0.0), MAX_WAIT_S)
 
 
 def _read_json(hub: Hub, url: str) -> tuple[Any, str]:
@@ -281,7 +305,7 @@ def fetch_file(
         tell(0)
         return False
 
-    retry(hub, attempt, what=f"{repo}/{file.path}", stop=stop)
+    retry(hub, attempt, what=f"{repo}/{file.path}", stop=stop, progress=lambda: told)
 
 
 def _go_on(hub: Hub, url: str, file: HubFile, part: Path, tell: Callable[[int], None], stop: threading.Event) -> str:

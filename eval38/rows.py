@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from eval38.source import identify_file
+from eval38.source import identify_files
 from eval38.tasks import Task, folder_of
 from pipeline.errors import EvalError
 from pipeline.manifest import hash_json
@@ -32,7 +32,7 @@ CLASSES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 TYPE_FILE = "dataset_type.txt"
 NUM_TARS_FILE = "test/nshards.txt"
-CLASSIFICATION = "classification"
+CLASSIFICATION, MULTILABEL = "classification", "multilabel"
 PLACEHOLDER = "{c}"
 MAX_DIGITS = 10
 
@@ -87,14 +87,14 @@ def place_set(task: Task, data: str) -> str:
     return join(data, task.key) if task.group == "own" and not is_folder(folder) else folder
 
 
-def read_set(task: Task, data: str) -> EvalSet:
+def read_set(task: Task, data: str, *, types: Sequence[str] = (CLASSIFICATION,)) -> EvalSet:
     """Return the task's classes, templates and tars after checking them against each other and the table.
 
-    A task of the user's own gets its class count from the class names.
+    `types` is what dataset_type.txt may say.  A task of the user's own gets its class count from the class names.
     Raises EvalError for a missing or empty file, another kind of set, a template without {c}, or another class count.
     """
     folder = place_set(task, data)
-    check_type(folder, CLASSIFICATION)
+    check_type(folder, *types)
     classes, templates = read_classes(join(folder, CLASSES_FILE)), read_templates(join(folder, TEMPLATES_FILE))
     if task.classes is not None and len(classes) != task.classes:
         raise EvalError(
@@ -106,15 +106,16 @@ def read_set(task: Task, data: str) -> EvalSet:
     return EvalSet(replace(task, classes=len(classes)), classes, templates, tars, hash_files([*texts, *tars]))
 
 
-def check_type(folder: str, expected: str) -> None:
-    """Raise EvalError when the set says that it is of another type; one that says nothing is of the expected type."""
-    if exists(url := join(folder, TYPE_FILE)) and (found := _read_text(url).strip().lower()) != expected:
-        raise EvalError(f"{folder} is a {found!r} set by its {TYPE_FILE}, but its task needs a {expected!r} set.")
+def check_type(folder: str, *expected: str) -> None:
+    """Raise EvalError when the set says that it is of another type; one that says nothing is of an expected type."""
+    if exists(url := join(folder, TYPE_FILE)) and (found := _read_text(url).strip().lower()) not in expected:
+        needed = " or ".join(map(repr, expected))
+        raise EvalError(f"{folder} is a {found!r} set by its {TYPE_FILE}, but its task needs a {needed} set.")
 
 
 def hash_files(urls: Sequence[str]) -> str:
     """Return the hex sha256 over what tells the files from others, in order (source.py)."""
-    return hash_json([identify_file(url) for url in urls])
+    return hash_json(identify_files(urls))
 
 
 def _read_text(url: str) -> str:
@@ -159,13 +160,17 @@ def list_tars(folder: str) -> tuple[str, ...]:
     return tuple(tars)
 
 
+def spell_name(name: str) -> str:
+    """Return a file's name as text: in a tar or on a disk it may be any bytes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def read_tars(eval_set: EvalSet) -> Iterator[tuple[str, TarRow] | LostImage]:
     """Yield (name, row) of every row in tar order; a tar that ends early counts as one lost row."""
     for tar in eval_set.files:
         try:
             for row in read_rows(tar):
-                key = row.key.encode("utf-8", "backslashreplace").decode()  # a name in a tar may be any bytes
-                yield f"{name_of(tar)}:{key}", row
+                yield spell_name(f"{name_of(tar)}:{row.key}"), row
         except BrokenTar as error:
             yield LostImage(name_of(tar), REASON_TRUNCATED_TAR, str(error).replace(tar, name_of(tar)))
 

@@ -83,6 +83,38 @@ def list_folder(url: str) -> list[str]:
     return sorted(_list_remote(url))
 
 
+def walk_files(url: str) -> list[str]:
+    """Return the files below a folder at any depth, as paths from it on, by folder and then name; links are followed.
+
+    That is the order of torchvision's ImageFolder.  A local link to nothing is among them; [] without a folder.
+    Raises PoolError for a link to a folder that holds it.
+    """
+    if is_local(url):
+        found = _walk_local(url.rstrip("/"))
+    else:
+        filesystem, path = find_filesystem(url)
+        with explained(url):
+            found = (name.removeprefix(path.rstrip("/") + "/") for name in filesystem.find(path))
+    return sorted(found, key=lambda path: path.rpartition("/"))
+
+
+def _walk_local(top: str) -> Iterator[str]:
+    if not Path(top).is_dir():
+        return
+    for root, folders, names in os.walk(top, onerror=_raise, followlinks=True):
+        for link in (join(root, name) for name in folders):
+            if Path(link).is_symlink() and Path(root).resolve().is_relative_to(Path(link).resolve()):
+                raise PoolError(
+                    f"{link!r} is a link to a folder that holds it, so there is no end to its files. Remove it."
+                )
+        head = root[len(top) + 1 :]
+        yield from (join(head, name) for name in names) if head else names
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def list_sizes(url: str) -> dict[str, int]:
     """Return name -> bytes of the files directly in a folder, from one listing; {} when it does not exist."""
     if is_local(url):

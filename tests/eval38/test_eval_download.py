@@ -1,5 +1,6 @@
 """`winnow eval download` against a loopback server that speaks the hub's API: well, cut short, wrong, hostile."""
 
+import email.message
 import fcntl
 import hashlib
 import http.server
@@ -9,6 +10,7 @@ import resource
 import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from eval38.download import fetch_sets, plan_set, plan_sets
-from eval38.hub import Hub, Unreachable, find_commit, list_files
+from eval38.hub import Hub, Unreachable, _read_wait_s, find_commit, list_files
 from eval38.rows import hash_files
 from eval38.tasks import find_task
 from jobs.download_eval import main
@@ -201,6 +203,28 @@ def test_a_server_says_how_long_to_wait(state: State, hub: Hub, tmp_path: Path) 
     start = time.monotonic()
     assert fetch(hub, tmp_path) == []
     assert time.monotonic() - start >= 1  # a lower bound: no slow machine breaks it
+
+
+def test_a_date_to_wait_for_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_445_412_480.0)  # Wed, 21 Oct 2015 07:28:00 GMT
+    for told, wait_s in (
+        ("Wed, 21 Oct 2015 07:28:30 GMT", 30.0),
+        ("Wed, 21 Oct 2015 07:27:00 GMT", 0.0),
+        ("Thu, 22 Oct 2015 07:28:00 GMT", 300.0),
+        ("7", 7.0),
+        ("soon", 0.0),
+        ("Wed, 99 Oct 99999 07:28:00 GMT", 0.0),
+    ):
+        headers = email.message.Message()
+        headers["Retry-After"] = told
+        with urllib.error.HTTPError("http://x", 503, "", headers, None) as error:
+            assert _read_wait_s(error) == wait_s
+
+
+def test_a_line_that_drops_often_is_no_failure_while_bytes_come(state: State, hub: Hub, tmp_path: Path) -> None:
+    state.ill = {"test/0.tar": ["short"] * 12}
+    assert fetch(hub, tmp_path) == [] and listing(tmp_path) == SET
+    assert len(set(state.ranges)) == 12
 
 
 def test_a_part_that_another_process_writes_is_left_alone(hub: Hub, tmp_path: Path) -> None:

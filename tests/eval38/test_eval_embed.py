@@ -1,4 +1,5 @@
 import io
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from eval38 import embed
 from eval38.embed import (
     Embedder,
     Encoder,
@@ -20,7 +22,7 @@ from eval38.embed import (
 from eval38.rows import ImageRow, LostImage
 from pipeline.clip_model import open_model
 from pipeline.errors import ModelError
-from pipeline.images import MAX_PIXELS
+from pipeline.images import MAX_ASPECT, MAX_PIXELS
 
 TF32_SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn)
 
@@ -73,6 +75,31 @@ def test_batches_keep_the_order_and_account_for_every_row(encoder: Encoder, num_
     assert all(len(batch.truths) + len(batch.lost) == batch_size for batch in batches[:-1])
 
 
+def test_reading_ahead_is_bounded_by_bytes(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "PIECE_BYTES", 3 << 20)
+    monkeypatch.setattr(embed, "BYTES_AHEAD", 8 << 20)
+    image = _encode(_noise(0))
+    lock, made, gone, most = threading.Lock(), 0, 0, 0
+
+    class Content(bytes):
+        def __del__(self) -> None:
+            nonlocal gone
+            with lock:
+                gone += 1
+
+    def rows() -> Iterator[ImageRow[int]]:
+        nonlocal made, most
+        for n in range(40):
+            with lock:
+                made += 1
+                most = max(most, made - gone)
+            yield ImageRow(str(n), Content(image + bytes(1 << 20)), n)
+
+    batches = list(decode_batches(rows(), encoder.geometry, batch_size=20, num_threads=1))
+    assert [truth for batch in batches for truth in batch.truths] == list(range(40))
+    assert 3 <= most <= 14, "8 MiB ahead, a piece just read, one just decoded"
+
+
 def test_an_error_in_the_rows_reaches_the_caller(encoder: Encoder) -> None:
     def rows() -> "object":
         yield ImageRow("a", _encode(_noise(0)), 0)
@@ -83,17 +110,18 @@ def test_an_error_in_the_rows_reaches_the_caller(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "reason", "message"),
     [
-        (b"", "not an image"),
-        (_encode(_noise(2), "GIF"), "not an image"),
-        (_encode(_noise(2), "JPEG")[:-400], "truncated"),
-        (_encode(Image.new("1", (MAX_PIXELS // 1000 + 1, 1000))), "over the limit"),
+        (b"", "unreadable_image", "not an image"),
+        (_encode(_noise(2), "GIF"), "unreadable_image", "not an image"),
+        (_encode(_noise(2), "JPEG")[:-400], "unreadable_image", "truncated"),
+        (_encode(Image.new("1", (MAX_PIXELS // 1000 + 1, 1000))), "oversized_image", "over the limit"),
+        (_encode(Image.new("1", (MAX_ASPECT + 1, 1))), "oversized_image", "longer than 256 times"),
     ],
 )
-def test_unreadable_image_says_why(encoder: Encoder, content: bytes, message: str) -> None:
+def test_an_image_that_is_lost_says_why(encoder: Encoder, content: bytes, reason: str, message: str) -> None:
     found = decode_row(ImageRow("0.tar:a", content, 0), encoder.geometry)
-    assert isinstance(found, LostImage) and found.reason == "unreadable_image"
+    assert isinstance(found, LostImage) and found.reason == reason
     assert message in found.message and " at 0x" not in found.message
 
 

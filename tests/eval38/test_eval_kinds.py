@@ -145,6 +145,16 @@ def test_words_keep_what_follows_the_first_colon(tmp_path: Path) -> None:
     assert "a photo of a 3: old age" in fairness.list_prompts(fairness.read_faces(FACES, str(tmp_path)))
 
 
+def test_faces_may_be_called_multilabel_as_exporters_do(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, FACES)
+    make_labelled(folder, FACES, [0] * NUM_PICTURES)
+    (folder / "dataset_type.txt").write_text("multilabel\n")
+    assert fairness.read_faces(FACES, str(tmp_path)).files
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    with pytest.raises(EvalError, match="needs a 'classification' or 'multilabel' set"):
+        fairness.read_faces(FACES, str(tmp_path))
+
+
 def _read_captioned(tmp_path: Path) -> list[ImageRow[retrieve.Captions] | LostImage]:
     return list(retrieve.read_rows(retrieve.read_captioned(FLICKR, str(tmp_path))))
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from eval38 import source
 from eval38.rows import ImageRow, LostImage, read_classes, read_images, read_set
 from eval38.tasks import find_task, own_task
 from pipeline.errors import EvalError
+from pipeline.storage import read_bytes
 
 MakeSet = Callable[..., Path]
 TOY = own_task("toy")
@@ -134,6 +136,13 @@ def test_data_hash_follows_the_files(make_set: MakeSet) -> None:
     assert read_set(TOY, str(folder.parent)).data_hash == before
     (folder / "classnames.txt").write_text("red\ngreen\nblue\nviolet\n")
     assert read_set(TOY, str(folder.parent)).data_hash != before
+
+
+def test_what_was_proven_is_read_once_a_set(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = make_set(), list[str]()
+    monkeypatch.setattr(source, "read_bytes", lambda url: asked.append(url) or read_bytes(url))
+    _rows(folder)
+    assert asked == [str(folder / "source.json")]
 
 
 def test_a_key_of_any_bytes_can_be_named(make_set: MakeSet) -> None:

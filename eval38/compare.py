@@ -14,7 +14,7 @@ import numpy as np
 
 from eval38.intervals import find_row_task
 from eval38.outcomes import read_outcomes
-from eval38.results import Column, Row, read_results, value_of
+from eval38.results import LIBRARIES, Column, Row, read_results, value_of
 from eval38.statistics import (
     CANDIDATES,
     CAPTIONS,
@@ -40,6 +40,8 @@ from pipeline.storage import is_folder, is_local
 
 TRUTHS = (LABEL, GROUP, CAPTIONS, CANDIDATES)
 """Columns that the set decides, not the model."""
+MADE_WITH = ("precision", *LIBRARIES)
+"""Entries of the provenance that move numbers, and that models are best compared in the same of."""
 MARKS = ((0.01, "**"), (0.05, "*"))
 INCOMPLETE = "†"
 
@@ -99,6 +101,7 @@ def compare(
     return {
         "models": labels,
         "without_provenance": [run.label for run in runs if any("provenance" not in row for row in run.rows.values())],
+        "made_otherwise": list_differences(runs),
         "column": column,
         "tasks": _describe(tasks, labels),
         "means": _describe(list(_list_means(tasks, labels)), labels),
@@ -118,6 +121,17 @@ def check_same_data(runs: Sequence[Run]) -> None:
             f"{len(other)} tasks were evaluated on other data: {'; '.join(other[:5])}. Evaluate both models on one "
             "folder, or say --any-data if the folders hold the same sets."
         )
+
+
+def list_differences(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Return entry -> label -> value of number format and library versions that are not the same in all lines."""
+    found: dict[str, dict[str, str]] = {}
+    for name in MADE_WITH:
+        made = {run.label: {(row.get("provenance") or {}).get(name) for row in run.rows.values()} for run in runs}
+        known = {label: sorted(map(str, values - {None})) for label, values in made.items()}
+        if len({value for values in known.values() for value in values}) > 1:
+            found[name] = {label: " and ".join(values) or "not known" for label, values in known.items()}
+    return found
 
 
 def _list_tasks(runs: Sequence[Run]) -> list[Task]:
@@ -250,6 +264,9 @@ def format_compared(facts: Mapping[str, Any]) -> str:
         f"{label}: lines without provenance, so model, data and precision are not known."
         for label in facts["without_provenance"]
     ]
+    for name, values in facts["made_otherwise"].items():
+        said = ", ".join(f"{label}: {value}" for label, value in values.items())
+        notes.append(f"{name} is not the same ({said}): part of a difference may come from that.")
     return "\n".join([*lines[: len(facts["tasks"]) + 1], "", *lines[len(facts["tasks"]) + 1 :], *notes]) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from eval38.tasks import find_task, own_task
+from eval38.tasks import find_task, folder_of, own_task
 from pipeline.config import config
 from pipeline.errors import ConfigError
 
@@ -24,13 +24,16 @@ class EvalConfig:
     """Number format of the forwards (bf16: autocast); vectors, means and cosines are float32 either way."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError (a ValueError) for an unknown or repeated name, or a batch of nothing."""
+        """Raise ConfigError (a ValueError) for an unknown or repeated name or folder, or a batch of nothing."""
         for key in self.tasks:
             find_task(key)
+        folders: dict[str, str] = {}
         for name in self.own:
             if not name.strip():
                 raise ConfigError(f"own set {name!r} has an empty name.")
-            own_task(name)
+            other = folders.setdefault(folder := folder_of(own_task(name)), name)
+            if other != name:
+                raise ConfigError(f"own sets {other!r} and {name!r} would both be {folder}: rename one.")
         names = self.tasks + self.own
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:

@@ -1,13 +1,14 @@
 """The checkpoints of a run, evaluated together -> a curve over steps: a line of curve.jsonl each, and a table.
 
 OUT/step-00000500/   results of one checkpoint, as `winnow eval` writes them
-OUT/curve.jsonl      {"step", "samples", "average", "average_corrected", "interval", "groups", "tasks", "incomplete"}
-                     or {"step", "samples", "error"}: values in [0, 1], tasks by key as DataComp computes them
+OUT/curve.jsonl      {"step", "samples", "average", "average_corrected", "interval", "groups", "tasks", "incomplete",
+                     "failed"} or {"step", "samples", "error"}: values in [0, 1], tasks by key as DataComp computes them
 OUT/manifest.json    written last; its parents are the evaluations of the checkpoints
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from eval38.checkpoints import Checkpoint, find_checkpoints
@@ -15,7 +16,8 @@ from eval38.config import EvalConfig
 from eval38.evaluate import evaluate_models
 from eval38.table import align, format_interval, format_share
 from pipeline.config import as_mapping
-from pipeline.errors import EvalError, WinnowError
+from pipeline.errors import ConfigError, EvalError, StageError, WinnowError
+from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, read_manifest, write_manifest
 from pipeline.schemas import EVAL_CURVE
 from pipeline.storage import join, write_bytes
@@ -34,15 +36,25 @@ def evaluate_checkpoints(config: EvalConfig, *, run: str, data: str, out: str, *
     """Evaluate every kept checkpoint of a run and return the curve, written to `out` before the manifest.
 
     `run` is as find_checkpoints takes it; `places` goes to evaluate_models.  What is done stays.
-    Raises EvalError when no checkpoint could be evaluated or `out` holds something else, ModelError for a run without
-    checkpoints.
+    Raises EvalError when no checkpoint could be evaluated or `out` holds something else, ConfigError when that is the
+    curve of another run, StageError while another driver works there, ModelError for a run without checkpoints.
     """
     before = read_manifest(out)
     if before and before.stage != STAGE:
         raise EvalError(f"{out!r} holds the output of {before.stage!r}: name another --out for a curve.")
     found = {join(out, STEP_FOLDER.format(one.step)): one for one in find_checkpoints(run)}
     models = {folder: one.model for folder, one in found.items()}
-    made = evaluate_models(config, models, data=data, **places)
+    with hold_lock(out, STAGE) if is_first() else nullcontext():
+        made = evaluate_models(config, models, data=data, **places)
+        return _write_curve(config, out, found, made)
+
+
+def _write_curve(
+    config: EvalConfig, out: str, found: Mapping[str, Checkpoint], made: Mapping[str, Manifest | WinnowError]
+) -> list[Point]:
+    for one in made.values():
+        if isinstance(one, ConfigError | StageError):  # of the folder, not of the checkpoint
+            raise one
     points = [describe_point(one, made[folder]) for folder, one in found.items()]
     whole = {str(found[folder].step): one.identity for folder, one in made.items() if isinstance(one, Manifest)}
     if not whole:
@@ -50,7 +62,7 @@ def evaluate_checkpoints(config: EvalConfig, *, run: str, data: str, out: str, *
     if is_first():
         write_bytes(join(out, EVAL_CURVE), "".join(json.dumps(p, allow_nan=False) + "\n" for p in points).encode())
         manifest = Manifest(stage=STAGE, config=as_mapping(config), parents=whole)
-        if before != manifest:
+        if read_manifest(out) != manifest:
             write_manifest(out, manifest)
     return points
 
@@ -69,6 +81,7 @@ def describe_point(one: Checkpoint, made: Manifest | WinnowError) -> Point:
         "groups": {key: group["value"] for key, group in facts["groups"].items() if group["value"] is not None},
         "tasks": {key: task["value"] for key, task in facts["tasks"].items()},
         "incomplete": [key for key, task in facts["tasks"].items() if task["incomplete"]],
+        "failed": {key: task["message"] for key, task in facts["tasks"].items() if task["status"] == "failed"},
     }
 
 

@@ -6,11 +6,13 @@ written holds a time, a host or a device.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from eval38.classify import Outcome
@@ -23,11 +25,13 @@ from eval38.plan import BROKEN, EVALUATORS, Plan, plan_tasks
 from eval38.python_model import is_python_model
 from eval38.ranks import ask_first, do_in_all, gather, join_ranks
 from eval38.results import (
+    LIBRARIES,
     Column,
     ModelIdentity,
     Row,
     build_provenance,
     build_row,
+    check_owner,
     count_images,
     identify_model,
     read_results,
@@ -40,7 +44,8 @@ from eval38.summary import summarize
 from eval38.tasks import Task
 from pipeline.clip_model import open_model, pick_device
 from pipeline.config import as_mapping
-from pipeline.errors import EvalError, ModelError, WinnowError
+from pipeline.errors import ConfigError, EvalError, ModelError, WinnowError
+from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, hash_json, read_manifest, write_manifest
 from pipeline.schemas import MANIFEST, OUTCOMES_FOLDER
 from pipeline.storage import exists, is_folder, join, remove, sweep_temporaries
@@ -66,6 +71,8 @@ class Candidate:
     """Lines that hold, by key."""
     broken: dict[str, str]
     """By key: why a set cannot be evaluated."""
+    check_lock: Callable[[], None]
+    """Raises StageError if another driver took the folder over."""
     embedder: Embedder | None = None
     """None while there is nothing to do."""
     cache: FeatureCache | None = None
@@ -87,6 +94,7 @@ class Setting:
     parents: Mapping[str, str]
     device: str
     quiet: bool
+    replace: bool
     world: World = field(repr=False)
 
 
@@ -100,17 +108,20 @@ def evaluate(
     features: str | None = None,
     device: str = "auto",
     quiet: bool = False,
+    replace: bool = False,
 ) -> Manifest:
     """Evaluate `model` on the sets under `data`; return the manifest, written to `out` after the results.
 
     `features`: a folder where images' vectors are kept and found again (features.py).
 
     A task whose result in `out` has the same provenance is not evaluated again.  A broken set is recorded as failed,
-    with its message, and the others go on.  `parents` names further artifacts this one comes from.
-    Raises EvalError when a named task has no data, or no task could be evaluated; ModelError for the model.
+    with its message, and the others go on; a line that it has stays.  `parents` names further artifacts this one comes
+    from.  `replace`: `out` is the caller's own, and lines of another model there may go.
+    Raises EvalError when a named task has no data, or no task could be evaluated; ModelError for the model; ConfigError
+    for another model's lines in `out`, StageError while another driver works there.
     """
     places = {"data": data, "parents": parents, "features": features, "device": device}
-    made = evaluate_models(config, {out: model}, quiet=quiet, **places)[out]  # type: ignore[arg-type]
+    made = evaluate_models(config, {out: model}, quiet=quiet, replace=replace, **places)[out]  # type: ignore[arg-type]
     if isinstance(made, WinnowError):
         raise made
     return made
@@ -125,31 +136,47 @@ def evaluate_models(
     features: str | None = None,
     device: str = "auto",
     quiet: bool = False,
+    replace: bool = False,
     at_once: int = MODELS_AT_ONCE,
 ) -> dict[str, Manifest | WinnowError]:
     """Evaluate several models as `evaluate` does one; `models` has the model string of each results folder.
 
     `at_once` models are in memory at a time, and read and decode a set once together.  One that cannot be evaluated has
     its error instead of a manifest.  Under torchrun every process calls it, does its share and gets the same answer.
-    Raises EvalError when a named task has no data, ConfigError when processes were started otherwise.
+    Raises EvalError when a named task has no data, ConfigError for a device that is not there or when processes were
+    started otherwise.
     """
     with join_ranks() as world:
         world.check_same({"models": dict(models), "choices": config, "data": data, "features": features})
         plan = ask_first(world, lambda: plan_tasks(config, data))
-        setting = Setting(config, plan, features, parents or {}, place_rank(pick_device(device)), quiet, world)
+        place = do_in_all(world, lambda: check_device(place_rank(pick_device(device))))
+        setting = Setting(config, plan, features, parents or {}, place, quiet, replace, world)
         done: dict[str, Manifest | WinnowError] = {}
         outs = list(models)
         for start in range(0, len(outs), at_once):
-            done |= _evaluate_together(setting, {out: models[out] for out in outs[start : start + at_once]})
+            with ExitStack() as locks:
+                done |= _evaluate_together(setting, {out: models[out] for out in outs[start : start + at_once]}, locks)
         return done
 
 
-def _evaluate_together(setting: Setting, models: Mapping[str, str]) -> dict[str, Manifest | WinnowError]:
+def check_device(device: str) -> str:
+    """Return the device.  Raises ConfigError if it is not torch's, or not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"device {device!r} cannot be used: {reason}. Say auto, cpu or a GPU that is here.") from None
+    return device
+
+
+def _evaluate_together(
+    setting: Setting, models: Mapping[str, str], locks: ExitStack
+) -> dict[str, Manifest | WinnowError]:
     done: dict[str, Manifest | WinnowError] = {}
     candidates = []
     for out, model in models.items():
         try:
-            candidates.append(_begin(setting, model, out))
+            candidates.append(_begin(setting, model, out, locks))
         except WinnowError as error:
             done[out] = error
         except OSError as error:  # the others go on
@@ -161,7 +188,7 @@ def _evaluate_together(setting: Setting, models: Mapping[str, str]) -> dict[str,
     return {out: done[out] for out in models}
 
 
-def _begin(setting: Setting, model: str, out: str) -> Candidate:
+def _begin(setting: Setting, model: str, out: str, locks: ExitStack) -> Candidate:
     """Return a model with the lines of its results that hold, opened and its prompts read if there is more to do."""
     config, plan, world = setting.config, setting.plan, setting.world
     identity, opened = do_in_all(world, lambda: identify_model(model, device=setting.device))
@@ -171,8 +198,9 @@ def _begin(setting: Setting, model: str, out: str) -> Candidate:
         key: build_provenance(key, identity, data_hash=found.data_hash, precision=config.precision)
         for key, found in plan.sets.items()
     }
-    rows = ask_first(world, lambda: _keep_rows(setting, wanted, out))
-    one = Candidate(model, out, identity, wanted, rows, dict(plan.broken))
+    check_lock = _lock_folder(setting, out, locks)
+    rows = ask_first(world, lambda: _keep_rows(setting, identity, wanted, out))
+    one = Candidate(model, out, identity, wanted, rows, dict(plan.broken), check_lock)
     todo = [found for key, found in plan.sets.items() if one.lacks(key)]
     if todo:
         opened = opened or do_in_all(world, lambda: open_model(model, device=setting.device))
@@ -185,16 +213,38 @@ def _begin(setting: Setting, model: str, out: str) -> Candidate:
     return one
 
 
-def _keep_rows(setting: Setting, wanted: Mapping[str, Mapping[str, Any]], out: str) -> dict[str, Row]:
-    for url in (out, setting.features):
-        if url and exists(url) and not is_folder(url):
-            raise EvalError(f"{url!r} is a file: name a folder, which need not be there yet.")
+def _lock_folder(setting: Setting, out: str, locks: ExitStack) -> Callable[[], None]:
+    """Hold the results folder, in the first process, until `locks` are let go; return the check of the lock."""
+    checks: list[Callable[[], None]] = []
+
+    def hold() -> None:
+        for url in (out, setting.features):
+            if url and exists(url) and not is_folder(url):
+                raise EvalError(f"{url!r} is a file: name a folder, which need not be there yet.")
+        try:
+            checks.append(locks.enter_context(hold_lock(out, STAGE)))
+        except OSError as error:
+            raise EvalError(f"results cannot be written to {out!r} ({error}): name another --out.") from None
+
+    ask_first(setting.world, hold)
+    return checks[0] if checks else lambda: None
+
+
+def _keep_rows(
+    setting: Setting, identity: ModelIdentity, wanted: Mapping[str, Mapping[str, Any]], out: str
+) -> dict[str, Row]:
     before = read_manifest(out)
     if before and before.stage != STAGE:
         raise EvalError(f"{out!r} holds the output of {before.stage!r}, which results would overwrite: name another.")
+    found = read_results(out)
+    if not setting.replace:
+        check_owner(out, found, identity)
     for folder in (out, join(out, OUTCOMES_FOLDER)):
         sweep_temporaries(folder)
-    return keep_with_outcomes(out, select_current(read_results(out), wanted, without=setting.plan.broken))
+    kept = keep_with_outcomes(out, select_current(found, wanted))
+    for key in sorted(kept.keys() & setting.plan.broken):
+        log.warning("eval: %s cannot be read now; its line of before stays, and is not in this evaluation", key)
+    return kept
 
 
 def _evaluate_set(setting: Setting, found: EvalSet, candidates: Sequence[Candidate]) -> None:
@@ -261,13 +311,14 @@ def _see_together(setting: Setting, found: EvalSet, encoders: Sequence[Encoder])
 def _finish(setting: Setting, one: Candidate) -> Manifest | WinnowError:
     """Write the manifest and return it, in every process the first's; or return why there is none."""
     plan, world = setting.plan, setting.world
-    done = {task.key: one.rows[task.key] for task in plan.asked if task.key in one.rows}
+    done = {task.key: one.rows[task.key] for task in plan.asked if task.key in one.rows.keys() - one.broken.keys()}
     if one.error or not done:
         return one.error or _tell_none_done(plan, one.broken)
     return ask_first(world, lambda: _write_manifest(setting, one, done))
 
 
 def _write_rows(one: Candidate) -> None:
+    one.check_lock()
     remove(join(one.out, MANIFEST))  # it tells of other lines than are there from now on
     write_results(one.out, one.rows.values())
 
@@ -282,6 +333,7 @@ def _write_manifest(setting: Setting, one: Candidate, done: Mapping[str, Row]) -
         parents={
             **setting.parents,
             "model": one.identity.sha256,
+            **({"model_config": one.identity.config_sha256} if one.identity.config_sha256 else {}),
             "data": hash_json({key: found.data_hash for key, found in plan.sets.items()}),
         },
         counts={key: count_images(row) for key, row in done.items()},
@@ -291,6 +343,7 @@ def _write_manifest(setting: Setting, one: Candidate, done: Mapping[str, Row]) -
         },
     )
     if read_manifest(one.out) != manifest:
+        one.check_lock()
         write_manifest(one.out, manifest)
     return manifest
 
@@ -329,7 +382,7 @@ def describe_geometry(model: str, encoder: Encoder) -> str:
 def describe_encoder(encoder: Encoder, identity: ModelIdentity) -> dict[str, str]:
     """Return everything about a model that decides an image's vector."""
     made_by = build_provenance("", identity, data_hash="", precision=encoder.precision)
-    deciding = ("model", "model_sha256", "precision", "open_clip", "torch", "pillow")
+    deciding = ("model", "model_sha256", "precision", *LIBRARIES)
     return {name: made_by[name] for name in deciding} | {
         "preprocessing": describe_transform(encoder.opened.eval_transform)
     }

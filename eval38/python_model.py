@@ -6,7 +6,8 @@ ToTensor and Normalize; and a function from a list of M strings to M rows of tok
 or a SigLIP bias changes no ranking, so neither is asked for.  MODULE is imported as Python would, the current folder
 first, which runs its code: name none that you do not trust.
 
-The model's identity is its weights, the module's source and that of the modules loaded from the same folder.
+The model's identity is its weights, the module's source and that of the modules loaded from the same folder.  Python
+loads a module once, so a source that changes after that is refused until another process starts.
 """
 
 import importlib
@@ -20,12 +21,14 @@ from PIL import Image
 
 from pipeline.clip_model import OpenedClip
 from pipeline.code_zip import PACKAGES
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError, WinnowError
 from pipeline.timm_towers import TIMM_PREFIX
 
 PYTHON_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 INSTALLED = "-packages"
 """In the path of what pip or a distribution installed: site-packages, dist-packages."""
+_loaded: dict[str, bytes] = {}
+"""By file: the source as it was when this process loaded it."""
 
 
 def is_python_model(model: str) -> bool:
@@ -36,14 +39,15 @@ def is_python_model(model: str) -> bool:
 def open_python_model(model: str, *, device: str) -> OpenedClip:
     """Return what MODULE:FUNCTION makes, tried on a text and a grey image.
 
-    Raises ModelError, with the line of the user's code, when it fails or makes something else.
+    Raises ModelError, with the line of the user's code, when it fails or makes something else; ConfigError when the
+    code changed after this process loaded it.
     """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         return _call(model, device)
-    except ModelError:
+    except WinnowError:
         raise
     except Exception as error:  # whatever the user's code raises
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -57,7 +61,9 @@ def _call(model: str, device: str) -> OpenedClip:
     import torch
 
     module, _, name = model.partition(":")
-    made = getattr(importlib.import_module(module), name)(device)
+    imported = importlib.import_module(module)
+    read_code(model)  # now, before anybody edits it
+    made = getattr(imported, name)(device)
     if not (isinstance(made, tuple) and len(made) == 3):
         raise ModelError(f"model {model!r} should return (model, transform, tokenize), not {type(made).__name__}.")
     net, transform, tokenize = made
@@ -86,11 +92,18 @@ def read_code(model: str) -> bytes:
     """Return the source of the module and of its neighbours: the same weights give other vectors in other code.
 
     Neighbours are the modules loaded from its folder or below; Python's, installed ones and winnow's own are none.
+    Raises ConfigError for a source that changed after this process loaded it: the old code would go by the new name.
     """
     module = model.partition(":")[0]
     file = sys.modules[module].__file__
     sources = {file, *_find_neighbours(Path(file).parent)} if file else set()
-    return b"\0".join(Path(source).read_bytes() for source in sorted(sources))
+    for source in sources:
+        if _loaded.setdefault(source, content := Path(source).read_bytes()) != content:
+            raise ConfigError(
+                f"{source} changed after this process loaded it, and Python would go on with the old code: start "
+                f"another process to evaluate {model!r}."
+            )
+    return b"\0".join(_loaded[source] for source in sorted(sources))
 
 
 def _find_neighbours(folder: Path) -> Iterator[str]:

@@ -8,7 +8,8 @@
 
 `metrics` are computed as DataComp computes them, mistakes included; `corrected` is there only for a task where there
 is one, and holds only what is otherwise (docs/EVAL.md).  DataComp's aggregate_scores.py reads the file.
-A line whose provenance is what would be evaluated now is kept; another one is made again.
+A line whose provenance is what would be evaluated now is kept; one of the same model that was made otherwise is made
+again; one of another model, or of nobody knows which, is never overwritten unasked.
 """
 
 import hashlib
@@ -23,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from eval38.config import Precision
 from eval38.python_model import is_python_model, open_python_model, read_code
 from eval38.tasks import TASKS, Task
-from pipeline.clip_model import OpenedClip, find_clip, open_model, sha256_of_model
-from pipeline.errors import EvalError
+from pipeline.clip_model import HUB_PREFIX, OpenedClip, fetch_weights, find_clip, open_model, sha256_of_model
+from pipeline.errors import ConfigError, EvalError
+from pipeline.hub_files import HUB_CONFIG
 from pipeline.manifest import Counts
 from pipeline.schemas import EVAL_RESULTS, FORMAT_VERSION
-from pipeline.storage import exists, join, read_bytes, write_bytes
+from pipeline.storage import exists, join, read_bytes, sha256_of_file, write_bytes
 
 if TYPE_CHECKING:
     from eval38.classify import Outcome
@@ -44,6 +46,10 @@ REVISIONS = {"vtab/clevr_closest_object_distance": 2}
 """Raised when the numbers of a task that stays otherwise the same change; part of its provenance."""
 OF_ONE_TASK = ("data_hash", "revision")
 """Entries of the provenance that differ between the tasks of one run."""
+OF_THE_MODEL = ("model", "model_sha256")
+"""Entries that say which model it was."""
+LIBRARIES = {"open_clip": "open_clip_torch", "timm": "timm", "torch": "torch", "pillow": "pillow"}
+"""Whose versions stand in the provenance: the entry's name, and the distribution's."""
 
 Row = dict[str, Any]
 """One line of the results file."""
@@ -57,6 +63,8 @@ class ModelIdentity:
     """Architecture, with its pretrained tag if it has one."""
     sha256: str
     """Of the weights file; for fresh weights, of the weights; for a user's own model, of its module and weights."""
+    config_sha256: str | None = None
+    """Of the config that comes with a hub id: it decides pixels and tokens, and the hub may change it."""
 
 
 def identify_model(model: str, *, device: str) -> tuple[ModelIdentity, OpenedClip | None]:
@@ -69,7 +77,8 @@ def identify_model(model: str, *, device: str) -> tuple[ModelIdentity, OpenedCli
     name = f"{source.name}/{source.weights}" if has_tag else source.name
     sha256 = sha256_of_model(model)
     if sha256 is not None:
-        return ModelIdentity(name, sha256), None
+        config = fetch_weights(source, hub_file=HUB_CONFIG) if source.architecture.startswith(HUB_PREFIX) else None
+        return ModelIdentity(name, sha256, sha256_of_file(config) if config else None), None
     opened = open_model(model, device=device)
     return ModelIdentity(name, hash_weights(opened)), opened
 
@@ -88,15 +97,17 @@ def hash_weights(opened: OpenedClip, *, code: bytes = b"") -> str:
 def build_provenance(key: str, model: ModelIdentity, *, data_hash: str, precision: Precision) -> dict[str, Any]:
     """Return all that decides a task's numbers: model, data, number format, library versions and our revision."""
     revision = {"revision": REVISIONS[key]} if key in REVISIONS else {}
-    return revision | {
+    hub_config = {"model_config": model.config_sha256} if model.config_sha256 else {}
+    versions = {name: importlib.metadata.version(distribution) for name, distribution in LIBRARIES.items()}
+    return {
+        **revision,
         "model": model.name,
         "model_sha256": model.sha256,
         "data_hash": data_hash,
         "precision": precision,
         "winnow_format": FORMAT_VERSION,
-        "open_clip": importlib.metadata.version("open_clip_torch"),
-        "torch": importlib.metadata.version("torch"),
-        "pillow": importlib.metadata.version("pillow"),
+        **hub_config,
+        **versions,
     }
 
 
@@ -146,15 +157,50 @@ def read_results(folder: str) -> dict[str, Row]:
     for number, line in enumerate(read_bytes(url).splitlines(), start=1):
         try:
             row = json.loads(line)
-            row["metrics"].keys(), row["dataset"]
+            check_line(row)
             if row["key"] in rows:
                 raise ValueError(f"a second line of {row['key']}")
             rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise EvalError(
                 f"{url} line {number} is no result ({error}). Move the file away, or name another folder."
             ) from None
     return rows
+
+
+def check_line(row: Any) -> None:
+    """Raise ValueError unless a parsed line has what is read of one, each of its kind."""
+    if not isinstance(row, dict):
+        raise ValueError("it should be an object with key, dataset and metrics")
+    columns = {name: row[name] for name in ("metrics", "corrected") if isinstance(row.get(name), dict)}
+    provenance, outcomes = row.get("provenance") or {}, row.get("outcomes") or {}
+    right = {
+        "key": isinstance(row.get("key"), str),
+        "dataset": isinstance(row.get("dataset"), str),
+        "metrics": "metrics" in columns,
+        "corrected": "corrected" not in row or "corrected" in columns,
+        "main_metric": all(isinstance(of.get("main_metric", ""), int | float | None) for of in columns.values()),
+        "provenance": isinstance(provenance, dict),
+        "data_hash": not isinstance(provenance, dict) or not provenance or isinstance(provenance.get("data_hash"), str),
+        "outcomes": isinstance(outcomes, dict) and all(isinstance(sha256, str) for sha256 in outcomes.values()),
+    }
+    if wrong := [name for name, is_right in right.items() if not is_right]:
+        raise ValueError(f"{' and '.join(wrong)} missing or of another kind")
+
+
+def check_owner(folder: str, rows: Mapping[str, Row], model: ModelIdentity) -> None:
+    """Raise ConfigError if `folder` holds lines of another model, or without provenance: they would be lost."""
+    url, wanted = join(folder, EVAL_RESULTS), (model.name, model.sha256)
+    made = {key: tuple(map((row.get("provenance") or {}).get, OF_THE_MODEL)) for key, row in rows.items()}
+    foreign = {key: of for key, of in made.items() if of != wanted}
+    if not foreign:
+        return
+    (key, of), *_ = foreign.items()
+    whose = f"by {of[0]} ({str(of[1])[:12]})" if any(of) else "by a model that they do not name"
+    raise ConfigError(
+        f"{url} holds {len(foreign)} lines that were not made by {model.name} ({model.sha256[:12]}) and would be lost, "
+        f"as that of {key}, made {whose}. Name another --out, or move the file away."
+    )
 
 
 def write_results(folder: str, rows: Iterable[Row]) -> None:
@@ -168,20 +214,15 @@ def write_results(folder: str, rows: Iterable[Row]) -> None:
     write_bytes(join(folder, EVAL_RESULTS), "".join(lines).encode())
 
 
-def select_current(
-    found: Mapping[str, Row], wanted: Mapping[str, Mapping[str, Any]], *, without: Iterable[str] = ()
-) -> dict[str, Row]:
+def select_current(found: Mapping[str, Row], wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Row]:
     """Return the lines that hold for what is wanted now, by key; each other line is logged with what changed.
 
-    `wanted` has the provenance of each task that is asked for.  A line of a task not asked for now stays if it was
-    made by the same model in the same way; whether its data changed is seen when it is asked for.  Keys in `without`
-    (sets that are broken now) never stay.
+    `wanted` has the provenance of each task that is asked for and can be read.  A line of another task stays if it was
+    made by the same model in the same way; whether its data changed is seen when they are asked for and read.
     """
     same_run = {name: value for p in wanted.values() for name, value in p.items() if name not in OF_ONE_TASK}
     kept = {}
     for key, row in found.items():
-        if key in without:
-            continue
         differences = list_changes(row.get("provenance") or {}, wanted.get(key, same_run))
         if differences:
             action = "evaluated again" if key in wanted else "dropped"

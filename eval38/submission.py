@@ -15,12 +15,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from eval38.python_model import is_python_model
 from eval38.results import Row, read_results
 from eval38.summary import mean
 from eval38.tasks import NUM_COUNTED, REPORTED_GROUPS, TASKS
 from pipeline.errors import ConfigError, EvalError, check_file_name, check_name
 from pipeline.schemas import CHECKPOINT
-from pipeline.storage import exists, join, list_folder, name_of, open_file, write_atomic, write_bytes
+from pipeline.storage import (
+    exists,
+    join,
+    list_folder,
+    name_of,
+    open_file,
+    sha256_of_file,
+    write_atomic,
+    write_bytes,
+)
 from pipeline.subset import open_subset
 
 SCALES = ("small", "medium", "large", "xlarge")
@@ -50,14 +60,16 @@ def write_submission(
     """Write the submission folder of one results folder, the results last.
 
     Raises EvalError unless all 38 counted tasks have a value, over every image of the set (unless
-    `allow_incomplete`), by one model in one number format; ConfigError for a wrong scale or file, or a folder
-    that holds files of another entry.
+    `allow_incomplete`), by one model in one number format; ConfigError for a wrong scale or file, a checkpoint that
+    is not the model's, or a folder that holds files of another entry.
     """
     check_name(scale, SCALES, kind="scale")
     rows = read_results(results)
     _check_rows(rows, results, allow_incomplete=allow_incomplete)
     folder = join(out, f"{scale}_scale")
     copies = _plan_copies(checkpoint, samples)
+    if checkpoint:
+        _check_checkpoint(checkpoint, next(rows[task.key] for task in TASKS if task.counted), results)
     _check_alone(folder, {*copies, RESULTS_FILE})
     lines = [json.dumps(_strip(rows[task.key]), allow_nan=False) + "\n" for task in TASKS if task.key in rows]
     for name, source in copies.items():
@@ -114,6 +126,23 @@ def _plan_copies(checkpoint: str | None, samples: Sequence[str]) -> dict[str, st
     for source in samples:
         open_subset(source)
     return copies
+
+
+def _check_checkpoint(checkpoint: str, row: Row, where: str) -> None:
+    """Raise ConfigError for a file that is not the weights of the results, as far as these say which those are.
+
+    DataComp's lines do not; of a model of the user's own Python they have a hash that is no file's.
+    """
+    made = row.get("provenance") or {}
+    wanted = made.get("model_sha256")
+    if not wanted or is_python_model(str(made.get("model"))):
+        return
+    found = sha256_of_file(checkpoint)
+    if found != wanted:
+        raise ConfigError(
+            f"checkpoint {checkpoint!r} (sha256 {found[:12]}) is not the one that {where} is of ({str(wanted)[:12]}): "
+            "name that file, or evaluate this one."
+        )
 
 
 def _check_alone(folder: str, names: Collection[str]) -> None:

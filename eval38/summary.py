@@ -53,26 +53,37 @@ def _describe(task: Task, row: Row | None, message: str | None) -> dict[str, Any
 
 
 def average_of(rows: Mapping[str, Row], column: Column = "compat") -> dict[str, Any]:
-    """Return {label, value, num_tasks} over the counted tasks that have a result."""
-    values = _values_of((task for task in TASKS if task.counted), rows, column)
+    """Return {label, value, num_tasks, num_incomplete} over the counted tasks that have a result."""
+    values, num_incomplete = _values_of((task for task in TASKS if task.counted), rows, column)
     partial = len(values) < NUM_COUNTED
     label = (
         f"partial average over {len(values)} of {NUM_COUNTED} tasks" if partial else f"average over {NUM_COUNTED} tasks"
     )
-    return {"label": label, "value": mean(values), "num_tasks": len(values)}
+    return {"label": label, "value": mean(values), "num_tasks": len(values), "num_incomplete": num_incomplete}
 
 
 def mean_of_group(group: Group, rows: Mapping[str, Row]) -> dict[str, Any]:
-    """Return {name, value, num_tasks, of}: the mean over those of the group's `of` tasks that have a result."""
+    """Return {name, value, num_tasks, of, num_incomplete} over those of the group's `of` tasks that have a result."""
     members = [task for task in TASKS if task.group == group]
-    values = _values_of(members, rows, "compat")
-    return {"name": REPORTED_GROUPS[group], "value": mean(values), "num_tasks": len(values), "of": len(members)}
+    values, num_incomplete = _values_of(members, rows, "compat")
+    found = {"name": REPORTED_GROUPS[group], "value": mean(values), "num_tasks": len(values), "of": len(members)}
+    return found | {"num_incomplete": num_incomplete}
 
 
-def _values_of(tasks: Iterable[Task], rows: Mapping[str, Row], column: Column) -> list[float]:
-    """Return the main metrics that are there; one is null where a metric has nothing to be taken over."""
-    values = (value_of(rows[task.key], column) for task in tasks if task.key in rows)
-    return [value for value in values if value is not None]
+def _values_of(tasks: Iterable[Task], rows: Mapping[str, Row], column: Column) -> tuple[list[float], int]:
+    """Return the main metrics that are there, and how many are not over every image of their set.
+
+    A main metric is null where it has nothing to be taken over.
+    """
+    there = [rows[task.key] for task in tasks if task.key in rows]
+    valued = [(value, row) for row in there if (value := value_of(row, column)) is not None]
+    return [value for value, _ in valued], sum(bool(row.get("incomplete")) for _, row in valued)
+
+
+def list_failed(facts: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Return `KEY: why` of those of the sets that could not be evaluated."""
+    tasks = facts["tasks"]
+    return [f"{key}: {tasks[key]['message']}" for key in keys if tasks[key]["status"] == "failed"]
 
 
 def mean(values: Sequence[float]) -> float | None:

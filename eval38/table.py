@@ -12,6 +12,8 @@ from eval38.tasks import NUM_COUNTED
 
 WIDTH = 110
 NOTHING = "-"
+INCOMPLETE = " *"
+"""Behind a task, or a mean with a task, of which not every image was evaluated."""
 
 Facts = Mapping[str, Any]
 """`facts` of an evaluation's manifest."""
@@ -24,7 +26,7 @@ def format_table(facts: Facts) -> str:
         [["task", "metric", "%", "95 % interval", "corrected %", "random %", "images", ""]]
         + [
             [
-                task["name"] + (" *" if task["incomplete"] else ""),
+                task["name"] + _mark(task["incomplete"]),
                 task["metric"] or NOTHING,
                 format_share(task["value"]),
                 format_interval(intervals.get("tasks", {}).get(key)),
@@ -44,7 +46,7 @@ def format_table(facts: Facts) -> str:
     ]
     averages = [
         [
-            f"{facts[key]['label']}, {words}",
+            f"{facts[key]['label']}, {words}{_mark(facts[key].get('num_incomplete'))}",
             format_share(facts[key]["value"]),
             format_interval(facts.get("intervals", {}).get(column, {}).get("average")),
         ]
@@ -65,7 +67,7 @@ def format_comparison(models: Mapping[str, Facts]) -> str:
     rows = [["%", *models]]
     for key, name in tasks.items():
         found = [facts["tasks"].get(key, {}) for facts in models.values()]
-        rows.append([name, *(format_share(t.get("value")) + (" *" if t.get("incomplete") else "") for t in found)])
+        rows.append([name, *(format_share(t.get("value")) + _mark(t.get("incomplete")) for t in found)])
     return "\n".join(align(rows + _compare_means(models), left=(0,)) + _explain_comparison(models)) + "\n"
 
 
@@ -76,7 +78,10 @@ def _compare_means(models: Mapping[str, Facts]) -> list[list[str]]:
     for group in groups:
         means = [facts["groups"][group] for facts in models.values()]
         if any(m["num_tasks"] for m in means):
-            cells = [f"{format_share(m['value'])} ({m['num_tasks']}/{m['of']})" for m in means]
+            cells = [
+                f"{format_share(m['value'])} ({m['num_tasks']}/{m['of']}){_mark(m.get('num_incomplete'))}"
+                for m in means
+            ]
             rows.append([means[0]["name"], *cells])
     averages = [facts["average"] for facts in models.values()]
     if any(a["num_tasks"] for a in averages):
@@ -84,21 +89,32 @@ def _compare_means(models: Mapping[str, Facts]) -> list[list[str]]:
     if any(facts["average_corrected"] != facts["average"] for facts in models.values()):
         rows.append(["average, corrected", *(_count_average(facts["average_corrected"]) for facts in models.values())])
     if shared := find_shared(models):
-        values = [mean([facts["tasks"][key]["value"] for key in shared]) for facts in models.values()]
-        rows.append([f"average over the counted tasks that all have ({len(shared)})", *map(format_share, values)])
+        found = [[facts["tasks"][key] for key in shared] for facts in models.values()]
+        cells = [
+            format_share(mean([task["value"] for task in tasks])) + _mark(any(task["incomplete"] for task in tasks))
+            for tasks in found
+        ]
+        rows.append([f"average over the counted tasks that all have ({len(shared)})", *cells])
     return rows
 
 
 def _explain_comparison(models: Mapping[str, Facts]) -> list[str]:
     """Return the lines below the table: what the mark means, and why tasks failed."""
     tasks = [task for facts in models.values() for task in facts["tasks"].values()]
-    notes = ["* Not every image of the set was evaluated."] if any(task["incomplete"] for task in tasks) else []
+    note = "* Not every image of the set, or of a set in the mean, was evaluated."
+    notes = [note] if any(task["incomplete"] for task in tasks) else []
     notes += dict.fromkeys(f"{task['name']} failed: {task['message']}" for task in tasks if task["status"] == "failed")
     return ["", *_wrap(notes)] if notes else []
 
 
 def _count_average(average: Mapping[str, Any]) -> str:
-    return f"{format_share(average['value'])} ({average['num_tasks']}/{NUM_COUNTED})"
+    return (
+        f"{format_share(average['value'])} ({average['num_tasks']}/{NUM_COUNTED}){_mark(average.get('num_incomplete'))}"
+    )
+
+
+def _mark(incomplete: Any) -> str:
+    return INCOMPLETE if incomplete else ""
 
 
 def find_shared(models: Mapping[str, Facts]) -> list[str]:
@@ -135,14 +151,14 @@ def align(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> list[str]:
 
 
 def _name_group(group: Mapping[str, Any]) -> str:
-    return f"{group['name']} ({group['num_tasks']} of {group['of']} tasks)"
+    return f"{group['name']} ({group['num_tasks']} of {group['of']} tasks){_mark(group.get('num_incomplete'))}"
 
 
 def _explain(facts: Facts) -> list[str]:
     """Return the lines below the table: incomplete and failed tasks, tasks without data, tasks not asked for."""
     tasks = facts["tasks"].values()
     incomplete = [f"{task['name']} ({_count_images(task)})" for task in tasks if task["incomplete"]]
-    notes = [f"* Incomplete: {', '.join(incomplete)}."] if incomplete else []
+    notes = [f"* Incomplete, and so are the means they enter: {', '.join(incomplete)}."] if incomplete else []
     notes += [f"{task['name']} failed: {task['message']}" for task in tasks if task["status"] == "failed"]
     for what, keys in (("No data", facts["missing"]), ("Not asked for", facts["not_asked"])):
         if keys:

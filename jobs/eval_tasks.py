@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval38.config import EvalConfig
+from eval38.summary import list_failed
 from eval38.table import format_comparison, format_table
 from jobs.arguments import add_recipe, job, make_parser, split_words
 from jobs.recipes import load_recipe
@@ -51,26 +52,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not is_first():
         logging.getLogger("winnow").setLevel(logging.CRITICAL)  # the first process says it
     places = {"data": args.data, "features": args.features, "device": args.device, "quiet": not is_first()}
-    table = evaluate_asked(config, args.model, every=args.every, out=args.out, **places)
-    if is_first():
+    table, failures = evaluate_asked(config, args.model, every=args.every, out=args.out, **places)
+    if table and is_first():
         print(table)
+    if failures:
+        raise EvalError("\n".join(failures))
 
 
-def evaluate_asked(config: EvalConfig, models: Sequence[str], *, every: bool, out: str, **places: Any) -> str:
-    """Evaluate one model, every checkpoint of one, or several, and return the table.
+def evaluate_asked(
+    config: EvalConfig, models: Sequence[str], *, every: bool, out: str, **places: Any
+) -> tuple[str, list[str]]:
+    """Evaluate one model, every checkpoint of one, or several.
 
-    Raises ConfigError for several runs with --every or two models of one label, EvalError when a model of several
-    could not be evaluated, after the others.
+    Return the table, and what failed of the models and of the sets that were asked for by name.
+    Raises ConfigError for several runs with --every or two models of one label.
     """
     from eval38.curve import evaluate_checkpoints, format_curve
     from eval38.evaluate import evaluate, evaluate_models
 
-    named = name_models(models)
+    named, keys = name_models(models), (*config.tasks, *config.own)
     if len(models) == 1:
         (model,) = named.values()
         if every:
-            return format_curve(evaluate_checkpoints(config, run=model, out=out, **places))
-        return format_table(evaluate(config, model=model, out=out, **places).facts)
+            points = evaluate_checkpoints(config, run=model, out=out, **places)
+            found = {key: why for point in points for key, why in point.get("failed", {}).items() if key in keys}
+            return format_curve(points), _tell_failed([f"{key}: {why}" for key, why in found.items()])
+        alone = evaluate(config, model=model, out=out, **places).facts
+        return format_table(alone), _tell_failed(list_failed(alone, keys))
     if every:
         raise ConfigError(f"--every takes one run, not {len(models)}: give each a command of its own.")
     folders = {join(out, label): model for label, model in named.items()}
@@ -78,9 +86,13 @@ def evaluate_asked(config: EvalConfig, models: Sequence[str], *, every: bool, ou
     facts = {label: one.facts for label, one in made.items() if not isinstance(one, WinnowError)}
     table = format_comparison(facts) if facts else ""
     failed = [f"{label}: {error}" for label, error in made.items() if isinstance(error, WinnowError)]
-    if failed:
-        raise EvalError("\n".join([f"{len(failed)} of {len(made)} models could not be evaluated:", *failed, "", table]))
-    return table
+    of_models = [f"{len(failed)} of {len(made)} models could not be evaluated:", *failed] if failed else []
+    of_sets = dict.fromkeys(line for one in facts.values() for line in list_failed(one, keys))
+    return table, [*of_models, *_tell_failed(list(of_sets))]
+
+
+def _tell_failed(sets: Sequence[str]) -> list[str]:
+    return [f"{len(sets)} of the sets asked for could not be evaluated:", *sets] if sets else []
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:

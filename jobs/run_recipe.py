@@ -219,7 +219,8 @@ def evaluate_runs(recipe: Recipe, eval_data: str, out: str) -> dict[str, Manifes
         return {}
     folders = {join(out, "eval", name): model for name, model in models.items()}
     with timed(out, "eval"):
-        made = dict(zip(models, evaluate_models(recipe.eval, folders, data=eval_data).values(), strict=True))
+        found = evaluate_models(recipe.eval, folders, data=eval_data, replace=True)
+        made = dict(zip(models, found.values(), strict=True))
         for name, one in made.items():
             if isinstance(one, WinnowError):
                 raise EvalError(f"{name}: {one}") from one

@@ -100,7 +100,8 @@ def train_seed(
         measure = open_zeroshot(config, eval_data)
         run = train(config, data=shards, out=model, parents=parents, measure=measure, device=device)
     with timed(out, "eval induced", f"{name} seed {seed}"):
-        return run, evaluate(recipe.eval, model=model, data=eval_data, out=join(folder, "eval"), device=device)
+        result = join(folder, "eval")
+        return run, evaluate(recipe.eval, model=model, data=eval_data, out=result, device=device, replace=True)
 
 
 def evaluate_networks(recipe: Recipe, eval_data: str, out: str, device: str) -> dict[str, Manifest]:
@@ -109,7 +110,7 @@ def evaluate_networks(recipe: Recipe, eval_data: str, out: str, device: str) -> 
     for name in recipe.networks:
         with timed(out, "eval", f"network-{name}"):
             model, result = join(out, "networks", name), join(out, "eval", f"network-{name}")
-            found[name] = evaluate(recipe.eval, model=model, data=eval_data, out=result, device=device)
+            found[name] = evaluate(recipe.eval, model=model, data=eval_data, out=result, device=device, replace=True)
     return found
 
 

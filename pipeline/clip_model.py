@@ -223,8 +223,10 @@ def sha256_of_model(model: str) -> str | None:
     return sha256_of_file(path) if path else None
 
 
-def fetch_weights(source: ClipSource) -> str | None:
+def fetch_weights(source: ClipSource, *, hub_file: str | None = None) -> str | None:
     """Return a local path of the weights; those named by tag or hub id come through open_clip's download cache.
+
+    `hub_file` is fetched from a hub id instead of its weights.
 
     Raises ModelError, with what to download and where to put it, when they are not there and cannot be fetched.
     """
@@ -235,7 +237,7 @@ def fetch_weights(source: ClipSource) -> str | None:
         return source.weights
     try:
         if is_hub:
-            return str(download_pretrained_from_hf(source.architecture.removeprefix(HUB_PREFIX)))
+            return str(download_pretrained_from_hf(source.architecture.removeprefix(HUB_PREFIX), hub_file))
         return str(download_pretrained(get_pretrained_cfg(source.architecture, str(source.weights))))
     except Exception as error:
         raise ModelError(_why_not_fetched(source, error)) from error
@@ -371,7 +373,8 @@ def _why_not_opened(model: str, source: ClipSource, error: Exception) -> str:
         )
     if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
         return f"checkpoint {source.weights!r} holds more than tensors and is not opened, for safety: {first_lines}"
-    return f"model {model!r} could not be opened: {type(error).__name__}: {first_lines}"
+    kind = ", and may be no file of weights (torch.save or safetensors)" if source.weights else ""
+    return f"model {model!r} could not be opened{kind}: {type(error).__name__}: {first_lines}"
 
 
 def _first_words(error: Exception) -> str:

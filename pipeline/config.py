@@ -47,7 +47,8 @@ def _explain(cls: type, error: Any, where: str) -> str:
     *parents, last = error["loc"] or ("",)
     place = ".".join([where, *map(str, error["loc"])])
     if error["type"] != "unexpected_keyword_argument":
-        return f"{place}: {error['msg']} (got {error['input']!r})"
+        remedy = f": write [{error['input']}]" if error["type"] in ("tuple_type", "list_type") else ""
+        return f"{place}: {error['msg']} (got {error['input']!r}){remedy}"
     try:
         check_name(str(last), _find_fields(cls, parents), kind=f"field of {'.'.join([where, *map(str, parents)])}")
     except ConfigError as unknown:

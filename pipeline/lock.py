@@ -76,7 +76,7 @@ def _name_process() -> dict[str, Any]:
 def _take(url: str, owner: dict[str, Any]) -> None:
     taken_over = False
     for _ in range(3):  # a lock may vanish, or be taken, between two looks
-        if write_new(url, _pack(owner, 0)):
+        if _write_mine(url, owner):
             time.sleep(SETTLE_S if taken_over else 0)
             if _is_mine(url, owner):  # else another follower of the same dead driver removed it
                 return
@@ -90,6 +90,16 @@ def _take(url: str, owner: dict[str, Any]) -> None:
         if _read(url) == found:
             remove(url)
     raise StageError(f"{url} is taken and given back all the time. See which drivers write there.")
+
+
+def _write_mine(url: str, owner: dict[str, Any]) -> bool:
+    """Return whether there was no lock, and now is this one."""
+    try:
+        return write_new(url, _pack(owner, 0))
+    except FileNotFoundError:  # its temporary name: the driver at work swept what killed writers left
+        if _read(url) is None:
+            raise
+        return False
 
 
 def _watch(url: str, found: dict[str, Any]) -> None:

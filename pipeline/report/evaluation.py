@@ -144,6 +144,10 @@ def _mark_incomplete(models: Models, key: str) -> dict[str, str]:
     return {name: DAGGER if f["tasks"].get(key, {}).get("incomplete") else "" for name, f in models.items()}
 
 
+def _mark_means(means: Mapping[str, Facts]) -> dict[str, str]:
+    return {name: DAGGER if of.get("num_incomplete") else "" for name, of in means.items()}
+
+
 def _describe_task(models: Models, key: str, task: Facts) -> list[str | Cell]:
     found = {name: facts["tasks"].get(key, {}) for name, facts in models.items()}
     values = {name: of.get("value") for name, of in found.items()}
@@ -182,8 +186,10 @@ def _describe_group(models: Models, group: str) -> list[str | Cell] | None:
     title = next(str(of["name"]) for of in found.values() if of)
     if len(set(sizes.values())) == 1:
         done, of = next(iter(sizes.values()))
-        return [f"{title} (mean of {done} of {of} tasks)", "", "", "", *_mark_best(values, {})]
-    notes = {name: f"({done}\u00a0of\u00a0{of})" for name, (done, of) in sizes.items()}
+        return [f"{title} (mean of {done} of {of} tasks)", "", "", "", *_mark_best(values, _mark_means(found))]
+    notes = {
+        name: f"({sizes[name][0]}\u00a0of\u00a0{sizes[name][1]}){mark}" for name, mark in _mark_means(found).items()
+    }
     return [f"{title} (mean)", "", "", "", *_mark_best(values, notes)]
 
 
@@ -191,18 +197,21 @@ def _describe_averages(models: Models) -> list[list[str | Cell]]:
     """Return the average as the facts label it; models evaluated on different tasks get a comparable line besides."""
     averages = {name: facts["average"] for name, facts in models.items()}
     values = {name: average["value"] for name, average in averages.items()}
-    labels = {average["label"] for average in averages.values()}
+    labels, marks = {average["label"] for average in averages.values()}, _mark_means(averages)
     if len(labels) == 1:
         label = labels.pop()
-        return [[Cell(text=label[:1].upper() + label[1:], strong=True), "", "", "", *_mark_best(values, {})]]
-    notes = {name: f"({average['num_tasks']})" for name, average in averages.items()}
+        return [[Cell(text=label[:1].upper() + label[1:], strong=True), "", "", "", *_mark_best(values, marks)]]
+    notes = {name: f"({average['num_tasks']}){marks[name]}" for name, average in averages.items()}
     cells = [Cell(text=cell.text, note=cell.note) for cell in _mark_best(values, notes)]
     shared = find_shared(models)
     if not shared:
         return [["Averages over different tasks", "", "", "", *cells]]
     means = {name: math.fsum(f["tasks"][key]["value"] for key in shared) / len(shared) for name, f in models.items()}
     title = f"Average over the {count_nouns(len(shared), 'counted task')} that all have"
-    return [["Averages over different tasks", "", "", "", *cells], [title, "", "", "", *_mark_best(means, {})]]
+    lacking = {
+        name: DAGGER if any(f["tasks"][key]["incomplete"] for key in shared) else "" for name, f in models.items()
+    }
+    return [["Averages over different tasks", "", "", "", *cells], [title, "", "", "", *_mark_best(means, lacking)]]
 
 
 def _describe_corrected(models: Models) -> list[list[str | Cell]]:
@@ -210,10 +219,11 @@ def _describe_corrected(models: Models) -> list[list[str | Cell]]:
     averages = {name: facts.get("average_corrected", facts["average"]) for name, facts in models.items()}
     if all(average == models[name]["average"] for name, average in averages.items()):
         return []
-    notes = {name: f"({average['num_tasks']})" for name, average in averages.items()}
+    marks = _mark_means(averages)
+    notes = {name: f"({average['num_tasks']}){marks[name]}" for name, average in averages.items()}
     values = {name: average["value"] for name, average in averages.items()}
     same = len({average["label"] for average in averages.values()}) == 1
-    cells = _mark_best(values, {}) if same else [Cell(text=c.text, note=c.note) for c in _mark_best(values, notes)]
+    cells = _mark_best(values, marks) if same else [Cell(text=c.text, note=c.note) for c in _mark_best(values, notes)]
     return [["Corrected average", "", "", "", *cells]]
 
 

@@ -1,6 +1,8 @@
 """Models that are no CLIP of open_clip's: a SigLIP-like folder, and a function of the user's own."""
 
+import importlib.metadata
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from eval38 import python_model
 from eval38.embed import Encoder
 from eval38.python_model import is_python_model, open_python_model
-from eval38.results import identify_model
+from eval38.results import ModelIdentity, build_provenance, identify_model
 from pipeline.clip_model import open_model
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 
 SIGLIP = {
     "model_cfg": {
@@ -171,12 +174,19 @@ def test_a_batch_that_a_model_cannot_take(own: Callable[[str], str]) -> None:
         encoder.encode_images(torch.zeros(3, 8, 8, 3, dtype=torch.uint8))
 
 
-def test_other_code_with_the_same_weights_is_another_model(own: Callable[[str], str]) -> None:
+def test_other_code_with_the_same_weights_is_another_model(
+    own: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = own("make")
+    name = model.partition(":")[0]
     before, _ = identify_model(model, device="cpu")
     assert identify_model(model, device="cpu")[0] == before
-    path = Path(f"{model.partition(':')[0]}.py")
+    path = Path(f"{name}.py")
     path.write_text(path.read_text().replace("Normalize((0.0,)", "Normalize((0.5,)"))
+    with pytest.raises(ConfigError, match=rf"{path.name} changed after this process loaded it.*start another process"):
+        identify_model(model, device="cpu")
+    monkeypatch.delitem(sys.modules, name)  # as in another process
+    monkeypatch.setattr(python_model, "_loaded", {})
     assert identify_model(model, device="cpu")[0].sha256 != before.sha256
 
 
@@ -185,9 +195,33 @@ def test_a_module_it_imports_is_part_of_it(own: Callable[[str], str]) -> None:
     path, neighbour = Path(f"{model.partition(':')[0]}.py"), Path(f"beside_{model.partition(':')[0]}.py")
     neighbour.write_text("SIZE = 8")
     path.write_text(f"from {neighbour.stem} import SIZE\n" + path.read_text())
-    before, _ = identify_model(model, device="cpu")
+    identify_model(model, device="cpu")
+    assert b"SIZE = 8\0" in python_model.read_code(model)
     neighbour.write_text("SIZE = 9")
-    assert identify_model(model, device="cpu")[0].sha256 != before.sha256
+    with pytest.raises(ConfigError, match=rf"{neighbour.name} changed after"):
+        identify_model(model, device="cpu")
+
+
+def test_the_config_of_a_hub_model_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--org--net"
+    (folder / "refs").mkdir(parents=True)
+
+    def identify(commit: str, mean: float) -> ModelIdentity:
+        snapshot = folder / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "open_clip_pytorch_model.bin").write_bytes(b"the same weights")
+        config = {**SIGLIP, "preprocess_cfg": {"mean": [mean] * 3}}
+        (snapshot / "open_clip_config.json").write_text(json.dumps(config))
+        (folder / "refs" / "main").write_text(commit)
+        return identify_model("hf-hub:org/net", device="cpu")[0]
+
+    one, other = identify("a" * 40, 0.5), identify("b" * 40, 0.4)
+    assert one.sha256 == other.sha256 and one.name == other.name == "hf-hub:org/net"
+    old, new = (build_provenance("mnist", of, data_hash="d", precision="fp32") for of in (one, other))
+    assert old["model_config"] != new["model_config"] and old | {"model_config": new["model_config"]} == new
+    assert new["timm"] == importlib.metadata.version("timm")
 
 
 def test_a_module_that_is_not_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

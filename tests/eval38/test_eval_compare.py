@@ -137,6 +137,19 @@ def test_other_data_is_refused_and_other_images_are_no_pairs(tmp_path: Path) -> 
     assert [line["differences"]["b"]["p"] is None for line in found] == [True, False, False, False]
 
 
+def test_models_that_were_made_otherwise_are_told(tmp_path: Path) -> None:
+    for name, changes in (("a", {"precision": "fp32"}), ("b", {"precision": "bf16", "torch": "2"}), ("c", {})):
+        write_run(tmp_path / name, SOME[:1], 0.5)
+        row = json.loads((tmp_path / name / "eval_results.jsonl").read_text())
+        row["provenance"] |= changes
+        write_results(str(tmp_path / name), [row])
+    facts = compare([str(tmp_path / name) for name in "abc"], resamples=9)
+    assert facts["made_otherwise"] == {"precision": {"a": "fp32", "b": "bf16", "c": "not known"}}
+    shown = format_compared(facts)
+    assert "precision is not the same (a: fp32, b: bf16, c: not known): part of" in shown
+    assert not compare([str(tmp_path / "a"), f"x={tmp_path / 'a'}"], resamples=9)["made_otherwise"]
+
+
 def test_the_corrected_column(tmp_path: Path) -> None:
     task = find_task("wilds/fmow")
     write_run(tmp_path / "a", [task], 0.5)

@@ -24,10 +24,10 @@ DIGITS = "".join(f"{n}\n" for n in range(10))
 def run(tmp_path: Path, checkpoint: str) -> Callable[..., Manifest]:
     """Return a function that evaluates the checkpoint on data/ into out/."""
 
-    def evaluate_toy(model: str = checkpoint, **choices: object) -> Manifest:
+    def evaluate_toy(model: str = checkpoint, *, replace: bool = False, **choices: object) -> Manifest:
         config = EvalConfig(**choices)  # type: ignore[arg-type]
-        places = {"data": str(tmp_path / "data"), "out": str(tmp_path / "out")}
-        return evaluate(config, model=model, **places, parents={"train": "t"}, device="cpu", quiet=True)
+        places = {"data": str(tmp_path / "data"), "out": str(tmp_path / "out"), "device": "cpu"}
+        return evaluate(config, model=model, **places, parents={"train": "t"}, quiet=True, replace=replace)
 
     return evaluate_toy
 
@@ -207,9 +207,6 @@ def test_another_model_or_precision_is_evaluated_again(
     assert "mnist is evaluated again because precision changed from fp32 to bf16" in caplog.text
     assert "toy is dropped because precision changed from fp32 to bf16" in caplog.text
     assert list(_lines(tmp_path)) == ["mnist"]
-    torch.manual_seed(0)
-    run(tasks=("mnist",), precision="bf16", model="winnow-vit-tiny")
-    assert "model_sha256 changed" in caplog.text
 
 
 def test_a_manifest_that_tells_of_other_lines_goes_first(
@@ -224,7 +221,7 @@ def test_a_manifest_that_tells_of_other_lines_goes_first(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModelError, match="not finite"):
-        run(model="fails_later:make")
+        run(model="fails_later:make", replace=True)
     assert list(_lines(tmp_path)) == ["cifar10"] and read_manifest(str(tmp_path / "out")) is None
 
 
@@ -276,12 +273,22 @@ def test_a_broken_set_fails_alone(make_set: MakeSet, run: Callable[..., Manifest
     assert list(manifest.counts) == ["mnist"] == list(_lines(tmp_path))
 
 
-def test_a_set_that_broke_loses_its_old_result(make_set: MakeSet, run: Callable[..., Manifest], tmp_path: Path) -> None:
+def test_a_set_that_broke_keeps_its_old_line_and_is_no_part_of_the_evaluation(
+    make_set: MakeSet, run: Callable[..., Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make_set("mnist", classes=DIGITS)
-    folder = make_set("toy")
-    run(own=("toy",))
-    (folder / "test" / "1.tar").unlink()
-    assert run(own=("toy",)).facts["tasks"]["toy"]["status"] == "failed"
+    tar = make_set("toy") / "test" / "1.tar"
+    before, lines = run(own=("toy",)), _lines(tmp_path)
+    tar.rename(tmp_path / "gone")
+    made = run(own=("toy",))
+    assert made.facts["tasks"]["toy"]["status"] == "failed" and list(made.counts) == ["mnist"]
+    assert _lines(tmp_path) == lines and "toy cannot be read now; its line of before stays" in caplog.text
+    (tmp_path / "gone").rename(tar)
+    with caplog.at_level("INFO", "winnow"):
+        assert run(own=("toy",)) == before
+    assert "toy is kept, nothing changed" in caplog.text
+    tar.rename(tmp_path / "gone")
+    run(own=("toy",), precision="bf16")
     assert list(_lines(tmp_path)) == ["mnist"]
 
 

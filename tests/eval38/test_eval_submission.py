@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from jobs.submit_eval import main
 from pipeline.errors import ConfigError, EvalError
 from pipeline.subset import write_subset
 
+WEIGHTS = b"weights"
+PROVENANCE = {
+    "model": "ViT-B-32",
+    "model_sha256": hashlib.sha256(WEIGHTS).hexdigest(),
+    "precision": "fp32",
+    "data_hash": "d",
+}
 NUMBERS = np.random.default_rng(0).random(len(TASKS))
 
 
@@ -27,7 +35,7 @@ def make_rows(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "metrics": {"acc1": float(number), "acc5": None, "main_metric": main_metric},
             "corrected": {"main_metric": 0.0},
             "incomplete": False,
-            "provenance": {"model_sha256": "a", "precision": "fp32"},
+            "provenance": PROVENANCE,
         } | changes.get(task.key, {})
     return rows
 
@@ -39,7 +47,7 @@ def results(tmp_path: Path) -> str:
 
 
 def test_the_folder_is_datacomps(results: str, tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(b"weights")
+    (tmp_path / "model.pt").write_bytes(WEIGHTS)
     uids = np.array([(1, 2), (1, 3)], dtype=[("f0", "<u8"), ("f1", "<u8")])
     write_subset(str(tmp_path / "dfn.npy"), uids)
     out = tmp_path / "entry"
@@ -49,7 +57,7 @@ def test_the_folder_is_datacomps(results: str, tmp_path: Path) -> None:
     found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     assert found == {f"small_scale/{name}" for name in ("results.jsonl", "checkpoint.pt", "samples/dfn.npy")}
     assert {f"small_scale/{name}" for name in written.files} == found
-    assert (out / "small_scale/checkpoint.pt").read_bytes() == b"weights"
+    assert (out / "small_scale/checkpoint.pt").read_bytes() == WEIGHTS
     assert (out / "small_scale/samples/dfn.npy").read_bytes() == (tmp_path / "dfn.npy").read_bytes()
     lines = [json.loads(line) for line in (out / "small_scale/results.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == [task.key for task in TASKS]
@@ -70,10 +78,10 @@ def test_the_scores_are_those_of_the_results(results: str, tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"metrics": {"main_metric": None}}, "37 of the 38 tasks .* Without: MNIST"),
-        ({"metrics": {"acc1": 0.5}}, "37 of the 38"),
+        ({"metrics": {"acc1": 0.5}}, "is no result .main_metric missing"),
         ({"incomplete": True}, "not every image was evaluated of MNIST"),
-        ({"provenance": {"model_sha256": "b", "precision": "fp32"}}, "mixes results of 2 values of model_sha256: a, b"),
-        ({"provenance": {"model_sha256": "a", "precision": "bf16"}}, "mixes results of 2 values of precision"),
+        ({"provenance": PROVENANCE | {"model_sha256": "b"}}, "mixes results of 2 values of model_sha256: .*, b"),
+        ({"provenance": PROVENANCE | {"precision": "bf16"}}, "mixes results of 2 values of precision"),
         ({"provenance": None}, "mixes results of 2"),
     ],
 )
@@ -114,12 +122,29 @@ def test_lines_that_are_no_results_or_come_twice(results: str, tmp_path: Path, l
 
 
 def test_files_of_another_entry_are_not_taken_for_this_one(results: str, tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(b"weights")
+    (tmp_path / "model.pt").write_bytes(WEIGHTS)
     places = {"out": str(tmp_path / "out"), "scale": "small"}
     for _ in range(2):
         write_submission(results, **places, checkpoint=str(tmp_path / "model.pt"))
     with pytest.raises(ConfigError, match=r"holds checkpoint.pt of another entry"):
         write_submission(results, **places)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_taken"),
+    [({}, False), ({"model": "mine:make"}, True), ({"model_sha256": None}, True)],  # what has no file's hash
+)
+def test_another_checkpoint_than_the_results_are_of(tmp_path: Path, changes: dict[str, Any], is_taken: bool) -> None:
+    (tmp_path / "model.pt").write_bytes(b"not this model at all")
+    provenance = {"provenance": PROVENANCE | changes}
+    write_results(str(tmp_path), make_rows(**{task.key: provenance for task in TASKS}).values())
+    places = {"out": str(tmp_path / "out"), "scale": "small", "checkpoint": str(tmp_path / "model.pt")}
+    if is_taken:
+        assert "checkpoint.pt" in write_submission(str(tmp_path), **places).files
+        return
+    with pytest.raises(ConfigError, match=r"model.pt' \(sha256 .*\) is not the one that .* is of"):
+        write_submission(str(tmp_path), **places)
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_words(results: str, tmp_path: Path) -> None:

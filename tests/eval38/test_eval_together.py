@@ -25,8 +25,10 @@ from eval38.rows import ImageRow
 from jobs.eval_tasks import main, name_models
 from jobs.recipes import Recipe
 from jobs.run_recipe import evaluate_runs
+from pipeline import lock
 from pipeline.clip_model import open_model
-from pipeline.errors import ConfigError, EvalError, ModelError
+from pipeline.errors import ConfigError, EvalError, ModelError, StageError
+from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, read_manifest
 from training.config import TrainConfig
 from training.run import train
@@ -162,6 +164,21 @@ def test_every_checkpoint_of_a_run(
     assert {name: content for name, content in _read_all(out).items() if "/" in name} == {
         name: content for name, content in before.items() if "/" in name
     }
+
+
+def test_a_curve_keeps_off_another_drivers_and_another_models_results(
+    make_set: MakeSet, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    places = {"run": run, "data": str(make_set().parent), "out": str(tmp_path / "out"), "device": "cpu"}
+    with hold_lock(places["out"], "eval curve"), pytest.raises(StageError, match=r"is at work here \(eval curve"):
+        evaluate_checkpoints(TOY, **places, quiet=True)
+    lines = tmp_path / "out" / "step-00000002" / "eval_results.jsonl"
+    lines.parent.mkdir()
+    lines.write_text('{"key": "mnist", "dataset": "MNIST", "metrics": {"main_metric": 0.5}}\n')
+    with pytest.raises(ConfigError, match=r"holds 1 lines that were not made by winnow-vit-tiny .* Name another --out"):
+        evaluate_checkpoints(TOY, **places, quiet=True)
+    assert "MNIST" in lines.read_text() and not (tmp_path / "out" / "curve.jsonl").exists()
 
 
 def test_a_run_that_is_not_finished(run: str, tmp_path: Path) -> None:

@@ -49,6 +49,26 @@ def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> Non
         assert (tmp_path / LOCK).exists()
 
 
+def test_a_driver_whose_temporary_name_is_swept_away_finds_the_lock_taken(tmp_path: Path) -> None:
+    """The driver at work sweeps its folder just after it took the lock."""
+    url, stop = str(forge(tmp_path)), threading.Event()
+
+    def sweep() -> None:
+        while not stop.is_set():
+            for path in tmp_path.glob(".tmp-*"):
+                path.unlink(missing_ok=True)
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        assert not any(lock._write_mine(url, {"token": str(n)}) for n in range(50))
+    finally:
+        stop.set()
+        sweeper.join()
+    with pytest.raises(FileNotFoundError):
+        lock._write_mine("/proc/nowhere/lock", {"token": "t"})
+
+
 def test_of_many_drivers_at_once_one_gets_in(tmp_path: Path) -> None:
     inside, refused = [], []
 

@@ -19,9 +19,11 @@ from jobs.zeroshot import open_zeroshot
 from pipeline.clip_model import sha256_of_model
 from pipeline.errors import ConfigError
 from pipeline.filesystem import find_place
+from pipeline.lock import hold_lock
 from pipeline.manifest import Manifest, find_done, write_manifest
 from pipeline.schemas import (
     FINETUNED_FOLDER,
+    MANIFEST,
     METRICS,
     PRETRAINED_FOLDER,
     RUN_MODEL,
@@ -71,24 +73,25 @@ def run_network(
         _keep_heldout_unseen(data, sets)
     pretrained = plan_run(first, data, weights=sha256_of_model(start.model), parents=parents)
     wanted = _plan_mixture(pretrained, plan_run(second, sets), network.finetune)
-    if done := find_done(out, wanted):
-        return done
-    for stale in (RUN_MODEL, METRICS, ZEROSHOT, TENSORBOARD_FOLDER, SWEEP_FOLDER):
-        remove(join(out, stale))
-    remove_saves(out)
-    sweep_temporaries(out)
-    before, after = join(out, PRETRAINED_FOLDER), join(out, FINETUNED_FOLDER)
-    runs = [begin(out=before), train_phase(second, data=sets, out=after, init=before, measure=measure)]
-    mix = partial(write_ensemble, before=before, after=after, architecture=start.architecture)
-    shares = network.finetune.sweep or [network.finetune.ensemble]
-    folders = [join(out, SWEEP_FOLDER, f"{share:g}") for share in shares] if network.finetune.sweep else [out]
-    for share, folder in zip(shares, folders, strict=True):
-        mix(folder, share=share)
-    recalls = measure_heldout(first, data=data, models=folders, device=device, quiet=quiet) if first.heldout else []
-    share = choose_share(network.finetune, recalls)
-    if network.finetune.sweep:
-        mix(out, share=share)
-    return _finish(wanted, runs, out, share=share, swept=dict(zip(map(str, shares), recalls, strict=False)))
+    with hold_lock(out, "dfn train"):
+        if done := find_done(out, wanted, keep_stale=True):
+            return done
+        before, after = join(out, PRETRAINED_FOLDER), join(out, FINETUNED_FOLDER)
+        runs = [begin(out=before), train_phase(second, data=sets, out=after, init=before, measure=measure)]
+        for stale in (MANIFEST, RUN_MODEL, METRICS, ZEROSHOT, TENSORBOARD_FOLDER, SWEEP_FOLDER):
+            remove(join(out, stale))
+        remove_saves(out)
+        sweep_temporaries(out)
+        mix = partial(write_ensemble, before=before, after=after, architecture=start.architecture)
+        shares = network.finetune.sweep or [network.finetune.ensemble]
+        folders = [join(out, SWEEP_FOLDER, f"{share:g}") for share in shares] if network.finetune.sweep else [out]
+        for share, folder in zip(shares, folders, strict=True):
+            mix(folder, share=share)
+        recalls = measure_heldout(first, data=data, models=folders, device=device, quiet=quiet) if first.heldout else []
+        share = choose_share(network.finetune, recalls)
+        if network.finetune.sweep:
+            mix(out, share=share)
+        return _finish(wanted, runs, out, share=share, swept=dict(zip(map(str, shares), recalls, strict=False)))
 
 
 def add_augment(config: TrainConfig, network: Network) -> TrainConfig:

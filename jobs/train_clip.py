@@ -10,7 +10,7 @@ from pipeline.report.formats import format_tally
 
 EXAMPLE = """  winnow train dfn-tiny --data out/shards/dfn --out runs/dfn
   winnow train train-datacomp-small --data 'shards/{00000000..00000031}.tar' --out runs/b32
-  winnow train train-vitamin-l-336 --init runs/l --data shards --out runs/l336 train.samples=1802880000
+  winnow train train-vitamin-l-336 --init runs/l --data shards --out runs/l336 train.samples=1802929520
   winnow train dfn-tiny --data shards --out runs/x --eval-data evalsets \\
       train.zeroshot.tasks=[cifar10,mnist] train.zeroshot.every_samples=6400"""
 

@@ -6,6 +6,7 @@ command line flag names a place, and a dotted override `train.samples=1000` chan
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
@@ -47,13 +48,23 @@ def _explain(cls: type, error: Any, where: str) -> str:
     *parents, last = error["loc"] or ("",)
     place = ".".join([where, *map(str, error["loc"])])
     if error["type"] != "unexpected_keyword_argument":
-        remedy = f": write [{error['input']}]" if error["type"] in ("tuple_type", "list_type") else ""
-        return f"{place}: {error['msg']} (got {error['input']!r}){remedy}"
+        return f"{place}: {error['msg']} (got {error['input']!r}{_hint(error)})"
     try:
         check_name(str(last), _find_fields(cls, parents), kind=f"field of {'.'.join([where, *map(str, parents)])}")
     except ConfigError as unknown:
         return str(unknown)
     return f"{place}: {error['msg']}"
+
+
+def _hint(error: Any) -> str:
+    """Return what to write instead of one value for a list, or of a whole number that YAML reads as text (1e6)."""
+    if error["type"] in ("tuple_type", "list_type"):
+        return f"; write [{error['input']}]"
+    try:
+        number = float(error["input"]) if error["type"] == "int_parsing" else math.nan
+    except ValueError:
+        return ""
+    return f"; write {int(number)}" if number.is_integer() else ""
 
 
 def _find_fields(cls: Any, path: Sequence[Any]) -> list[str]:

@@ -107,11 +107,13 @@ def find_done(
     *,
     name: str = MANIFEST,
     is_whole: Callable[[Manifest], bool] = lambda found: True,
+    keep_stale: bool = False,
 ) -> Manifest | None:
     """Return the manifest on disk if it has the identity of `wanted` and its artifact `is_whole`; else None.
 
     Before None is returned, what changed is named and the stale manifest deleted: a kill from here on must not leave it
-    beside newer files.  Raises StageError when the folder is another stage's.
+    beside newer files.  With `keep_stale` the caller deletes it, when nothing can fail any more before new files.
+    Raises StageError when the folder is another stage's.
     """
     found = read_manifest(folder, name=name)
     if found is None:
@@ -123,7 +125,8 @@ def find_done(
         return found
     why = "files of it are missing or changed" if same else "; ".join(changes(found, wanted))
     log.warning("%s: %s is made again because %s", wanted.stage, join(folder, name), why)
-    remove(join(folder, name))
+    if not keep_stale:
+        remove(join(folder, name))
     return None
 
 

@@ -17,6 +17,7 @@ A run directory holds
     resume-STEP.pt    only while unfinished, or with keep_checkpoints above 1: weights, optimiser, scaler, step; tensors
                       and numbers, never unpickled; `ARCHITECTURE@FILE` opens its weights
     captions.bin      only while unfinished: the features of a locked text tower
+    .winnow-lock      only while a driver trains here: who it is (pipeline/lock.py)
     index.npz         only while unfinished: where each row lies in the tars, and the captions' tokens
 
 The files, in the order data flows:

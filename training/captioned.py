@@ -30,8 +30,8 @@ from training.index import (
 )
 from training.order import heldout_rows
 
-HELDOUT = "heldout"
-"""Account of rows kept out of training."""
+HELDOUT, HELDOUT_COPY, NOT_HELDOUT = "heldout", "heldout_copy", "not_heldout"
+"""Accounts of rows: kept out of training, kept out as copies of these, and all that were not drawn to be kept out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,24 +167,35 @@ def _index_classes(
 
 
 def split_heldout(index: RowIndex, num_heldout: int, *, seed: int) -> tuple[RowIndex, RowIndex]:
-    """Return (rows to train on, rows held out) of an index of one set; the latter are accounted as dropped.
+    """Return (rows to train on, rows held out) of an index of one set; the first says how many were dropped.
 
-    Raises ConfigError when nothing would be left to train on, or the index is of several sets.
+    A copy of a held-out row is not trained on either.  Raises ConfigError when nothing would be left to train on, or
+    the index is of several sets.
     """
     if len(index.sets) > 1:
         raise ConfigError(f"heldout is {num_heldout}, but rows are held out of one set only. Set heldout=0.")
     if num_heldout >= index.num_rows:
         raise ConfigError(f"heldout is {num_heldout}, but there are {index.num_rows} usable rows. Hold out fewer.")
-    out = np.zeros(index.num_rows, bool)
-    out[heldout_rows(num_heldout, num_rows=index.num_rows, seed=seed)] = True
-    return _take(index, ~out), _take(index, out)
+    out_N = np.zeros(index.num_rows, bool)
+    out_N[heldout_rows(num_heldout, num_rows=index.num_rows, seed=seed)] = True
+    copy_N = np.isin(index.twin_N, index.twin_N[out_N]) & ~out_N
+    num_left, num_copies = int((~out_N & ~copy_N).sum()), int(copy_N.sum())
+    if not num_left:
+        raise ConfigError(
+            f"heldout is {num_heldout}, and the other {num_copies} usable rows are copies of those held out. Hold out "
+            "fewer."
+        )
+    copies = {HELDOUT_COPY: num_copies} if num_copies else {}
+    return (
+        _take(index, ~(out_N | copy_N), {HELDOUT: num_heldout} | copies),
+        _take(index, out_N, {NOT_HELDOUT: index.num_rows - num_heldout}),
+    )
 
 
-def _take(index: RowIndex, chosen_N: np.ndarray) -> RowIndex:
-    """Return the chosen rows of an index of one set."""
+def _take(index: RowIndex, chosen_N: np.ndarray, dropped: dict[str, int]) -> RowIndex:
+    """Return the chosen rows of an index of one set, with the account of the others."""
     (part,) = index.sets
     kept = int(chosen_N.sum())
-    dropped = {HELDOUT: index.num_rows - kept} if kept < index.num_rows else {}
     counts = replace(part.counts, kept=kept, dropped=dropped)
     names = ("tar_N", "offset_N", "size_N", "caption_N", "num_captions_N", "twin_N")
     return replace(

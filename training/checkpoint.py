@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from pipeline.clip_model import describe_architecture
-from pipeline.errors import StageError
-from pipeline.schemas import CHECKPOINT, METRICS, RESUME_PATTERN, RUN_MODEL, TENSORBOARD_FOLDER, ZEROSHOT
+from pipeline.errors import StageError, is_out_of_means
+from pipeline.schemas import CHECKPOINT, MANIFEST, METRICS, RESUME_PATTERN, RUN_MODEL, TENSORBOARD_FOLDER, ZEROSHOT
 from pipeline.storage import join, list_folder, name_of, read_bytes, remove, write_atomic, write_bytes
 from training.metrics import cut_lines
 from training.sharding import keep_own, receive_state, send_state
@@ -25,6 +25,8 @@ from training.world import ALONE, World
 
 log = logging.getLogger("winnow")
 SAVE_NAME = re.compile(r"resume-\d+\.pt")
+NO_MEMORY = "allocate memory"
+"""What torch says where there is too little main memory for a tensor, in a plain RuntimeError."""
 SIGLIP_LOGIT_BIAS = -10.0
 """Where SigLIP's logit bias starts (arXiv:2303.15343, section 3.2)."""
 
@@ -99,11 +101,14 @@ def _copy(value: Any) -> Any:
 class Saver:
     """Writes snapshots of one run in a thread while steps go on; at most one is under way.
 
-    What lies in `out` beyond `step`, from which the run goes on, is of other runs: its first save takes their place.
+    What lies in `out` beyond `step`, from which the run goes on, load_resume found damaged or of other runs: the first
+    save takes its place.  `check_lock` raises StageError when another driver took the folder over.
     """
 
-    def __init__(self, out: str, *, identity: str, keep: int, step: int = 0) -> None:
-        self.out, self.identity, self.keep = out, identity, keep
+    def __init__(
+        self, out: str, *, identity: str, keep: int, step: int = 0, check_lock: Callable[[], None] = lambda: None
+    ) -> None:
+        self.out, self.identity, self.keep, self.check_lock = out, identity, keep, check_lock
         self._strange = [save for save in list_saves(out) if save > step]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._writing: Future[None] | None = None
@@ -111,6 +116,7 @@ class Saver:
     def save(self, state: RunState) -> None:
         """Copy the state and begin to write it, after the save before is done."""
         self.finish()
+        self.check_lock()
         content = snapshot(state, identity=self.identity)
         self._writing = self._thread.submit(write_save, self.out, content, keep=self.keep, strange=self._strange)
         self._strange = []
@@ -174,7 +180,8 @@ def place_save(out: str, step: int) -> str:
 def load_resume(out: str, state: RunState, *, identity: str) -> bool:
     """Bring `state` to where an unfinished run of the same identity stopped; return False when there is none.
 
-    Of several processes the first chooses and the others follow; StageError says that one cannot read what it chose.
+    What another run left that was finished in `out` is taken away.  Of several processes the first chooses and the
+    others follow.  Raises StageError for a save that cannot be read now, as it may be whole.
     """
     if state.world.is_first:
         _load_newest(out, state, identity)
@@ -194,8 +201,8 @@ def load_resume(out: str, state: RunState, *, identity: str) -> bool:
 def _load_newest(out: str, state: RunState, identity: str) -> None:
     """Restore from the newest save of this run and cut the metrics and zero-shot lines to it.
 
-    The newest save that can be read is taken; one that cannot, or is of another run, is named in a warning.
-    Lines of later steps are cut; a run that starts anew takes away what TensorBoard showed of another.
+    The newest whole save is taken; one that is damaged, or is of another run, is named in a warning.
+    Then lines of later steps are cut; a run that starts anew takes away what TensorBoard showed of another.
     """
     for step in reversed(list_saves(out)):
         url = place_save(out, step)
@@ -204,6 +211,8 @@ def _load_newest(out: str, state: RunState, identity: str) -> None:
             _restore(state, content)
             log.info("train: going on from step %d of %s", state.step, url)
             break
+    for stale in (MANIFEST, RUN_MODEL):
+        remove(join(out, stale))
     for name in (METRICS, ZEROSHOT):
         cut_lines(join(out, name), step=state.step)
     if state.step == 0:
@@ -220,11 +229,24 @@ def _restore(state: RunState, content: dict[str, Any]) -> None:
 
 
 def _read_resume(url: str, identity: str) -> dict[str, Any] | None:
+    """Return a save's content, None when it is damaged or of another run.
+
+    Raises StageError where a disk or a store fails, and what says that memory is short.
+    """
     try:
-        content: dict[str, Any] = torch.load(io.BytesIO(read_bytes(url)), map_location="cpu", weights_only=True)
+        packed = read_bytes(url)
+    except OSError as error:
+        raise StageError(
+            f"train: the save {url} cannot be read now ({error}), and it may be whole. Run the same command again, or "
+            "move it away to go on from the save before it."
+        ) from error
+    try:
+        content: dict[str, Any] = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
         found = content["identity"]
-    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, ...
-        log.warning("train: passed over, because it cannot be read: %s: %s", url, error)
+    except Exception as error:  # of bytes in memory: RuntimeError, UnpicklingError, EOFError, UnicodeDecodeError, ...
+        if is_out_of_means(error) or NO_MEMORY in str(error):
+            raise
+        log.warning("train: passed over, because it is damaged: %s: %s", url, error)
         return None
     if found != identity:
         log.warning(

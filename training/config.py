@@ -51,6 +51,7 @@ def _check_range(
         return
     bounds = "above 0" if 0 < low < 1 else f"at least {low}"
     bounds += "" if below == math.inf else f" and below {below}"
+    bounds += "" if math.isfinite(value) else " and finite"
     raise ConfigError(f"{name} is {value}; it must be {bounds}{'' if most == math.inf else f' and at most {most}'}.")
 
 
@@ -161,7 +162,7 @@ class TrainConfig:
     window_shards: int = 0
     """With sampler exact, for tars on an object store: shards that are read whole and shuffled together; 0: all."""
     heldout: int = 0
-    """Rows kept out of training, drawn by the seed, so that retrieval can be measured on them."""
+    """Rows kept out of training with their copies, drawn by the seed, so that retrieval can be measured on them."""
     seed: int = 0
     """Decides fresh weights, the order of rows, crops, captions, held-out rows and dropout."""
     num_workers: int = 0

@@ -24,6 +24,7 @@ from pipeline.schemas import (
     IMAGE_EXTENSIONS,
     REASON_MISSING_IMAGE,
     REASON_NULL_CAPTION,
+    REASON_OVERSIZED_IMAGE,
     REASON_TRUNCATED_TAR,
     TAR_SUFFIX,
 )
@@ -36,6 +37,7 @@ Tokenize = Callable[[list[str]], Any]
 """Captions -> int64 (captions, context length)."""
 TOKENIZE_AT_ONCE = 4096
 MAX_OPEN_TARS = 64
+MAX_IMAGE_BYTES = np.iinfo(np.int32).max
 TAIL_BYTES = 64
 
 
@@ -221,6 +223,8 @@ def _read_tar(url: str, extension: str, reason: str) -> Iterator[tuple[Member, s
                 yield REASON_MISSING_IMAGE
             elif text is None:
                 yield reason
+            elif image.size > MAX_IMAGE_BYTES:
+                yield REASON_OVERSIZED_IMAGE
             else:
                 content = reader.read(0, text.offset, text.size) if is_local(url) else text.content
                 tail = image.content[-TAIL_BYTES:]

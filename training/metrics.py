@@ -140,12 +140,12 @@ def append_lines(url: str, lines: Sequence[dict[str, Any]]) -> None:
 def cut_lines(url: str, *, step: int) -> None:
     """Leave only whole lines of steps up to `step`, as a killed run may have gone further than its last save.
 
-    A file of which nothing is left is deleted.
+    A last line that lacks only its end gets it.  A file of which nothing is left is deleted.
     """
     lines = _read_lines(url)
     kept = [line for line in lines if _step_of(line) <= step]
     if kept:
-        write_bytes(url, b"".join(kept))
+        write_bytes(url, b"".join(line + b"\n" for line in kept))
     else:
         remove(url)
 
@@ -157,7 +157,7 @@ def last_step(url: str) -> int:
 
 
 def _read_lines(url: str) -> list[bytes]:
-    return read_bytes(url).splitlines(keepends=True) if exists(url) else []
+    return read_bytes(url).splitlines() if exists(url) else []
 
 
 def _step_of(line: bytes) -> float:

@@ -30,6 +30,25 @@ def check_reports(names: Sequence[str]) -> None:
             raise ConfigError("report_to wandb needs it: pip install wandb, or leave it out.") from None
 
 
+def sign_in(names: Sequence[str]) -> None:
+    """Raise ConfigError where W&B has no key, which takes long to be noticed otherwise."""
+    if "wandb" in names:
+        import wandb
+
+        with _explained():
+            wandb.login()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    import wandb
+
+    try:
+        yield
+    except wandb.Error as error:
+        raise ConfigError(f"report_to wandb: {error} Or set WANDB_MODE=offline, or leave it out.") from None
+
+
 @contextmanager
 def open_reports(names: Sequence[str], out: str, *, step: int, identity: str) -> Iterator[list[Report]]:
     """Yield one function per name, for a run that goes on after that step; on leaving all is written."""
@@ -71,10 +90,8 @@ def _open_tensorboard(out: str, step: int, identity: str) -> Iterator[Report]:
 def _open_wandb(out: str, step: int, identity: str) -> Iterator[Report]:
     import wandb
 
-    try:
+    with _explained():
         run = wandb.init(project="winnow", name=name_of(out), id=identity[:16], resume="allow")
-    except wandb.Error as error:
-        raise ConfigError(f"report_to wandb: {error} Or set WANDB_MODE=offline, or leave it out.") from None
 
     def report(values: dict[str, Any]) -> None:
         run.log({name: value for name, value in values.items() if value is not None}, step=values["step"])

@@ -6,9 +6,10 @@ Several processes (world.py) do the same side by side; the first alone writes.
 
 import logging
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -16,8 +17,9 @@ from tqdm import tqdm
 from pipeline.clip_model import pick_device, sha256_of_model
 from pipeline.config import as_mapping
 from pipeline.errors import ConfigError, StageError, Stopped
+from pipeline.lock import hold_lock
 from pipeline.manifest import Counts, Manifest, find_done, hash_json, write_manifest
-from pipeline.schemas import MANIFEST, METRICS, REASON_UNREADABLE_IMAGE, RUN_CAPTIONS, RUN_INDEX, RUN_MODEL, ZEROSHOT
+from pipeline.schemas import METRICS, REASON_UNREADABLE_IMAGE, RUN_CAPTIONS, RUN_INDEX, ZEROSHOT
 from pipeline.storage import fingerprint_all, join, remove, sweep_temporaries
 from training.captioned import TrainSet, as_sets, identify_sets, split_heldout
 from training.checkpoint import (
@@ -39,9 +41,9 @@ from training.index_file import read_sets_once
 from training.locked import can_store, store_features
 from training.metrics import MetricsLog, Report
 from training.optim import build_optimizer, learning_rate_at
-from training.reports import check_reports, open_reports
+from training.reports import check_reports, open_reports, sign_in
 from training.sharding import assign_owners
-from training.start import Start, find_start, open_start
+from training.start import Start, begin_siglip, find_start, open_start
 from training.step import check_batch_norms, spread_towers, take_step
 from training.stopping import find_collapse, guessing_loss, take_until, watch_sigterm
 from training.text import check_cut, share_of_tokens
@@ -68,27 +70,28 @@ def train(
     `init` names weights to start from: a model string, or an open_clip tag of config.model's architecture.
     `parents` identifies the data; without it the files' names, sizes and times do.  `device`: auto, cpu, cuda, cuda:1.
     `measure` evaluates the tasks of config.zeroshot (zeroshot.py); it changes nothing of the run.
-    Raises PoolError when no row is usable, ModelError when the model does not open, StageError when the loss diverges,
-    ConfigError for what does not go together.  Under torchrun every process calls it and gets the same manifest.
+    Raises PoolError when no row is usable, ModelError when the model does not open, StageError when the loss diverges
+    or another process is at work in `out`, ConfigError for what does not go together.  Under torchrun every process
+    calls it and gets the same manifest.
     """
     check_measure(config, measure)
     check_reports(config.report_to)
     place = choose_device(device)
     with join_world(config, place) as world:
         world.check_same(as_mapping(config) | {"data": str(data), "out": out, "init": init})
-        start = find_start(config.model, init, out=out)
-        wanted = plan_run(config, data, weights=sha256_of_model(start.model), parents=parents)
-        wanted, done = world.share((wanted, find_done(out, wanted) if world.is_first else None))
-        if done is None:
-            sets = as_sets(data)
-            done = _train_rest(config, world, wanted, start, sets, out=out, measure=measure, place=place, quiet=quiet)
-        if world.is_first:
-            for left in (RUN_INDEX, RUN_CAPTIONS):
-                remove(join(out, left))
-            if config.keep_checkpoints == 1:
-                remove_saves(out)
+        start = find_start(config.model, init, out=out, lock_text=config.lock_text)
+        wanted = world.share(plan_run(config, data, weights=sha256_of_model(start.model), parents=parents))
+        rest = partial(_train_rest, config, world, wanted, start, out=out, measure=measure, place=place, quiet=quiet)
+        with hold_lock(out, wanted.stage) if world.is_first else nullcontext(lambda: None) as check_lock:
+            done = world.share(find_done(out, wanted, keep_stale=True) if world.is_first else None)
+            manifest = done or rest(as_sets(data), check_lock=check_lock)
+            if world.is_first:
+                for left in (RUN_INDEX, RUN_CAPTIONS):
+                    remove(join(out, left))
+                if done is None and config.keep_checkpoints == 1:
+                    remove_saves(out)
         world.share(None)  # all return when all is written
-        return done
+        return manifest
 
 
 def _train_rest(
@@ -102,9 +105,12 @@ def _train_rest(
     measure: Measure | None,
     place: torch.device,
     quiet: bool,
+    check_lock: Callable[[], None],
 ) -> Manifest:
     """Train from the last save, or the start, to the end; write the weights and the manifest, and return that."""
     quiet = quiet or not world.is_first
+    reported = config.report_to if world.is_first else ()
+    sign_in(reported)
     opened = open_start(start, config, device=place)
     check_batch_norms(opened.model, world)
     if config.cut_text:
@@ -123,15 +129,15 @@ def _train_rest(
     owners = assign_owners(config, optimizer, world)
     state = RunState(model, optimizer, never_N, never_N.clone(), scaler, world=world, owners=owners)
     if world.is_first:
-        for stale in (MANIFEST, RUN_MODEL):
-            remove(join(out, stale))
         sweep_temporaries(out)
-    load_resume(out, state, identity=wanted.identity)
-    reported = config.report_to if world.is_first else ()
+    if not load_resume(out, state, identity=wanted.identity):
+        begin_siglip(model, config, tell=world.is_first)
     with (
         open_reports(reported, out, step=state.step, identity=wanted.identity) as reports,
         closing(_open_rest(config, state, index, crop, pin=place.type == "cuda")) as batches,
-        closing(Saver(out, identity=wanted.identity, keep=config.keep_checkpoints, step=state.step)) as saver,
+        closing(
+            Saver(out, identity=wanted.identity, keep=config.keep_checkpoints, step=state.step, check_lock=check_lock)
+        ) as saver,
     ):
         metrics = _open_metrics(config, state, index, place, out=out, reports=reports)
         spread_towers(config, state)
@@ -174,12 +180,14 @@ def _open_metrics(
 def choose_device(device: str) -> torch.device:
     """Return the device named; `auto` is a GPU if there is one.  There, float32 matmuls use TF32, as open_clip's.
 
-    Raises ConfigError for one that torch does not know.
+    Raises ConfigError for one that torch cannot compute on.
     """
     try:
         place = torch.device(place_rank(pick_device(device)))
-    except RuntimeError:
-        raise ConfigError(f"device {device!r} is none: say auto, cpu, cuda or cuda:1.") from None
+        torch.zeros(1, device=place).item()  # `meta` has no numbers, and a build without CUDA no such device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"device {device!r} cannot be trained on ({why}): say auto, cpu, cuda or cuda:1.") from None
     if place.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     return place
@@ -196,6 +204,8 @@ def plan_run(
     choices, sets = describe_choices(config), as_sets(data)
     if not isinstance(data, str):
         choices["sets"] = [[part.name, part.share] for part in sets]  # in order: rows are numbered by it
+    if config.heldout:
+        choices["heldout_copies"] = "left out"  # runs of before trained on them
     if parents is not None:
         origins = dict(parents)
     elif isinstance(data, str):
@@ -290,6 +300,7 @@ def _run_steps(
     _measure_if_due(config, state, waiting, points, saver)
     saver.finish()
     if world.is_first:
+        saver.check_lock()
         saver.remove_strange()
 
 

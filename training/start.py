@@ -4,6 +4,7 @@ Weights may be of the same towers at another resolution (ViTamin-L to ViTamin-L-
 With a locked text tower, that tower comes from a model of its own (ViTamin's locked-text tuning, arXiv:2404.02132).
 """
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.clip_model import (
+    BIAS,
     HUB_PREFIX,
     OpenedClip,
     describe_architecture,
@@ -22,10 +24,11 @@ from pipeline.clip_model import (
 )
 from pipeline.errors import ConfigError, ModelError
 from pipeline.filesystem import find_place
-from pipeline.storage import is_folder
+from pipeline.storage import exists, folder_of, is_folder
 from training.checkpoint import SIGLIP_LOGIT_BIAS
 from training.config import TrainConfig
 
+log = logging.getLogger("winnow")
 SIGLIP_LOG_SCALE = math.log(10)
 """Where SigLIP's logit scale starts (arXiv:2303.15343, section 3.2); CLIP's starts at ln(1 / 0.07)."""
 POSITIONS = {"visual.positional_embedding": 1, "visual.trunk.pos_embed": 0}
@@ -44,11 +47,12 @@ class Start:
     """Whether these are drawn by the seed."""
 
 
-def find_start(model: str, init: str | None, *, out: str) -> Start:
+def find_start(model: str, init: str | None, *, out: str, lock_text: str | None = None) -> Start:
     """Return where a run of `model` starts that is written to `out`.
 
     `init` names weights of the same architecture: a model string, or one of the architecture's open_clip tags.
-    Raises ModelError for a start whose result could not be opened again, ConfigError for one that `model` is not of.
+    Raises ModelError for a start whose result could not be opened again, or that lies in `out` itself, as a locked text
+    tower must not either; ConfigError for one that `model` is not of.
     """
     source = find_clip(model)
     if source.brings_config:
@@ -56,9 +60,12 @@ def find_start(model: str, init: str | None, *, out: str) -> Start:
             f"cannot train on from {model!r}: open_clip reads a hub model's weights from the hub only, so the "
             "trained ones could not be opened. Name its architecture, and the hub model as init."
         )
-    for name in (model, init):
-        if name and is_folder(name) and find_place(name) == find_place(out):
-            raise ModelError(f"cannot train {name!r} into itself: name another output folder.")
+    for name in (model, init, lock_text):
+        if name and _lies_in(name, out):
+            raise ModelError(
+                f"cannot train {name!r} into itself: training replaces and deletes the weights in {out!r}, and a rerun "
+                "would not find these. Copy them to another folder and name that, or name another --out."
+            )
     if init is None:
         return Start(source.architecture, model, is_fresh=source.weights is None)
     if source.weights is not None:
@@ -66,9 +73,20 @@ def find_start(model: str, init: str | None, *, out: str) -> Start:
     return Start(source.architecture, _find_init(source.architecture, init), is_fresh=False)
 
 
+def _lies_in(model: str, out: str) -> bool:
+    """Return whether a model string names that folder, or a file in it."""
+    path = model.partition("@")[2] or model
+    if not exists(path):
+        return False
+    place = find_place(path)
+    return (place if is_folder(path) else folder_of(place)) == find_place(out)
+
+
 def _find_init(architecture: str, init: str) -> str:
     """Return the model string of weights for an architecture."""
     is_tag = not ("/" in init or "@" in init or is_folder(init) or init.startswith(HUB_PREFIX))
+    if "@" not in init and exists(init) and not is_folder(init):
+        raise ConfigError(f"init {init!r} is a file, which does not say what it is of: say {architecture}@{init}.")
     model = f"{architecture}/{init}" if is_tag else init
     given = find_clip(model)
     if given.brings_config:
@@ -114,6 +132,8 @@ def open_start(start: Start, config: TrainConfig, *, device: torch.device) -> Op
         given = open_model(start.model)
         check_reopens(start, given)
         weights = resize_positions(given.model.state_dict(), opened.model.state_dict())
+        if config.loss == "siglip":
+            weights.setdefault(BIAS, torch.zeros_like(opened.model.logit_bias))  # as open_clip does
         try:
             opened.model.load_state_dict(weights)
         except RuntimeError as error:
@@ -127,6 +147,17 @@ def open_start(start: Start, config: TrainConfig, *, device: torch.device) -> Op
     set_checkpointing(opened.model, config.grad_checkpointing)
     opened.model.train()
     return opened
+
+
+def begin_siglip(model: Any, config: TrainConfig, *, tell: bool) -> None:
+    """Set SigLIP's first scale and bias where the weights brought no bias; open_clip puts 0 there."""
+    if config.loss != "siglip" or model.logit_bias.any():
+        return
+    with torch.no_grad():
+        model.logit_scale.fill_(SIGLIP_LOG_SCALE)
+        model.logit_bias.fill_(SIGLIP_LOGIT_BIAS)
+    if tell:
+        log.warning("train: the first weights have no logit bias, so SigLIP's loss begins with scale 10 and bias -10")
 
 
 def check_trainable(model: Any, config: TrainConfig) -> None:
@@ -194,10 +225,12 @@ def _text_name(name: str) -> str:
 def set_checkpointing(model: Any, which: str) -> None:
     """Let blocks compute their activations again in the backward pass: none, all, or ViTamin's conv stages (conv).
 
-    Raises ConfigError for conv stages where there are none.
+    Raises ConfigError for an image tower that cannot, or for conv stages where there are none.
     """
     if which == "all":
         model.set_grad_checkpointing()
+        if not any(getattr(module, "grad_checkpointing", False) for module in model.visual.modules()):
+            raise ConfigError("grad_checkpointing all: the model's image tower has none. Leave it out.")
     elif which == "conv":
         stages: Any = getattr(getattr(getattr(model.visual, "trunk", None), "patch_embed", None), "backbone", None)
         if not hasattr(stages, "grad_checkpointing"):

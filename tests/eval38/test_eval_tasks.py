@@ -70,7 +70,7 @@ def test_own_task_does_not_hide_the_table(name: str) -> None:
         ({"own": [" "]}, "empty name"),
         ({"own": ["a/b", "c", "a-b"]}, "own sets 'a/b' and 'a-b' would both be wds_a-b_test: rename one"),
         ({"own": ["fairness/x", "x"]}, "would both be wds_x_test"),
-        ({"tasks": "cifar10"}, r"valid tuple \(got 'cifar10'\): write \[cifar10\]"),
+        ({"tasks": "cifar10"}, r"valid tuple \(got 'cifar10'; write \[cifar10\]"),
         ({"own": ["mnist"]}, "list it under tasks"),
         ({"batch_size": 0}, "at least 1"),
         ({"precision": "fp16"}, "fp32"),

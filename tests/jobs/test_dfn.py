@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_a_finished_network_is_not_made_again_even_without_its_phases(
     manifest = run(make_network(places, ensemble=0.3), places, finished)
     (tmp_path / "pretrained").rename(finished / "pretrained")
     assert manifest == read_manifest(str(finished)) and (finished / "checkpoint.pt").stat().st_mtime_ns == made
+
+
+def test_a_mistake_leaves_a_finished_network_as_it_was(finished: Path, places: Path, tmp_path: Path) -> None:
+    out, network = tmp_path / "out", make_network(places, ensemble=0.3)
+    shutil.copytree(finished, out)
+    mistaken = replace(network, train=replace(network.train, heldout=300))
+    with pytest.raises(ConfigError, match="heldout is 300, but there are 60"):
+        run(mistaken, places, out)
+    for name in ("checkpoint.pt", "manifest.json", "model.json", "pretrained/manifest.json"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_another_share_trains_nothing_again(finished: Path, places: Path, tmp_path: Path) -> None:

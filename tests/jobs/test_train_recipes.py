@@ -1,8 +1,12 @@
 """The numbers of DataComp's scale_configs.py and ViTamin's yaml files, and how a recipe takes them."""
 
+import shlex
+
 import pytest
 
-from jobs.recipes import builtin_recipes, load_recipe
+from jobs.arguments import split_words
+from jobs.recipes import builtin_recipes, load_recipe, require_train
+from jobs.train_clip import EXAMPLE
 from pipeline.clip_model import describe_architecture
 from pipeline.errors import ConfigError
 from training.config import TrainConfig
@@ -63,3 +67,12 @@ def test_vitamins_schedules() -> None:
     locked = load_recipe("train-vitamin-s-ltt").train
     assert locked and (locked.model, locked.lock_text) == ("ViTamin-S-LTT", "ViTamin-L/datacomp1b")
     assert len([name for name in builtin_recipes() if name.startswith("train-vitamin")]) == 11
+
+
+@pytest.mark.parametrize("line", EXAMPLE.replace("\\\n", "").splitlines())
+def test_what_the_help_shows_can_be_said(line):
+    """The words that are no flag and no flag's value are the recipe's."""
+    words = shlex.split(line)[2:]
+    flags = {n for n, word in enumerate(words) if word.startswith("--")}
+    chosen = [word for n, word in enumerate(words) if not flags & {n, n - 1}]
+    assert chosen and require_train(load_recipe(*split_words(chosen)))

@@ -137,6 +137,19 @@ def test_held_out_rows_are_apart_and_accounted(opened, sets):
         split_heldout(index, 40, seed=1)
 
 
+def test_copies_of_held_out_rows_are_not_trained_on(opened, tmp_path, write_shards, square_rows):
+    rows = square_rows(20)
+    index = read_sets(as_sets(str(write_shards(tmp_path, rows + rows[:10]))), tokenize=opened.tokenize, quiet=True)
+    train, heldout = split_heldout(index, 6, seed=0)
+    copies = train.sets[0].counts.dropped["heldout_copy"]
+    assert 0 < copies < 6 and not np.isin(train.twin_N, heldout.twin_N).any()
+    assert (train.num_rows, train.sets[0].per_epoch, heldout.num_rows) == (24 - copies, 24 - copies, 6)
+    train.counts.check("test")
+    again = read_sets(as_sets(str(write_shards(tmp_path / "b", rows[:1] * 3))), tokenize=opened.tokenize, quiet=True)
+    with pytest.raises(ConfigError, match="heldout is 1, and the other 2 usable rows are copies"):
+        split_heldout(again, 1, seed=0)
+
+
 def test_sets_are_told_apart(sets):
     hashes = identify_sets(sets)
     assert list(hashes) == ["pairs", "tars", "files"] and len(set(hashes.values())) == 3

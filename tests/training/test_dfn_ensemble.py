@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -116,6 +118,25 @@ def test_a_start_that_does_not_fit_says_so(runs, tmp_path, model, init, error, m
     )
     with pytest.raises(error, match=message):
         find_start(model, init, out=str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["RUN/checkpoint.pt", "LINK", "RUN/../first/checkpoint.pt"])
+@pytest.mark.parametrize("how", ["model", "init", "lock_text"])
+def test_a_run_does_not_start_from_a_file_of_its_own_folder(runs, tmp_path, how, place):
+    out = tmp_path / "first"
+    shutil.copytree(runs[0], out)
+    (tmp_path / "link.pt").symlink_to(out / "checkpoint.pt")
+    file = place.replace("RUN", str(out)).replace("LINK", str(tmp_path / "link.pt"))
+    given = {"model": "winnow-vit-tiny", "init": None} | {how: f"winnow-vit-tiny@{file}"}
+    with pytest.raises(ModelError, match=r"into itself: .* Copy them to another folder"):
+        find_start(**given, out=str(out))
+    find_start(**given, out=str(tmp_path))
+    find_start(**given, out=str(tmp_path / "absent"))
+
+
+def test_a_file_as_init_is_told_how_to_be_named(runs, tmp_path):
+    with pytest.raises(ConfigError, match=r"say winnow-vit-tiny@.*checkpoint\.pt"):
+        find_start("winnow-vit-tiny", f"{runs[0]}/checkpoint.pt", out=str(tmp_path))
 
 
 def test_a_tag_alone_belongs_to_the_architecture(tmp_path):

@@ -21,6 +21,7 @@ from training.config import TrainConfig, Zeroshot, describe_choices
         ({"precision": "fp8"}, "fp8"),
         ({"log_every_steps": 0}, "log_every_steps"),
         ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; it must be above 0 and finite"),
         ({"optimizer": "adamm"}, "optimizer"),
         ({"optimizer": "adan"}, "adan takes three betas|beta3=0.99"),
         ({"beta3": 0.99}, "adan alone takes three betas"),
@@ -42,6 +43,8 @@ def test_a_recipe_block_is_read_and_a_misspelt_field_named():
     assert config.num_steps == 20
     with pytest.raises(ConfigError, match="did you mean 'samples'"):
         read_config(TrainConfig, {"model": "winnow-vit-tiny", "sample": 1280}, where="train")
+    with pytest.raises(ConfigError, match=r"train\.samples: .*'1e6'; write 1000000"):
+        read_config(TrainConfig, {"model": "winnow-vit-tiny", "samples": "1e6"}, where="train")
     with pytest.raises(ConfigError, match="take 1280 or 1344"):
         read_config(TrainConfig, {"model": "winnow-vit-tiny", "samples": 1300}, where="train")
 

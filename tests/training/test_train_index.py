@@ -1,3 +1,4 @@
+import tarfile
 from functools import partial
 
 import fsspec
@@ -35,6 +36,19 @@ def test_odd_captions_are_kept(tmp_path, write_shards, square_rows, tokenize, ca
     write_shards(tmp_path, [(caption, square_rows(1)[0][1])] * 3)
     index = read_index(list_tars(str(tmp_path)), tokenize=tokenize, quiet=True)
     assert index.num_rows == 3 and index.token_UL.shape == (1, 16)
+
+
+def test_an_image_too_large_for_an_index_is_counted(tmp_path, write_tar, square_rows, tokenize):
+    """The tar is written with a hole, which takes no room."""
+    big, head = tarfile.TarInfo("a.png"), tarfile.TarInfo("a.txt")
+    big.size, head.size = 2**31, 3
+    with (tmp_path / "0.tar").open("wb") as file:
+        file.write(big.tobuf())
+        file.seek(big.size, 1)
+        file.write(head.tobuf() + b"abc".ljust(512, b"\0") + bytes(1024))
+    write_tar(tmp_path / "1.tar", members(square_rows(3)))
+    index = read_index(list_tars(str(tmp_path)), tokenize=tokenize, quiet=True)
+    assert (index.counts.kept, index.counts.failed) == (3, {"oversized_image": 1})
 
 
 def test_rows_without_image_or_caption_are_counted(tmp_path, write_tar, square_rows, tokenize):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -14,9 +15,11 @@ import torch
 
 from pipeline.clip_model import open_model
 from pipeline.errors import StageError
+from pipeline.lock import hold_lock
+from pipeline.schemas import LOCK
 from training.checkpoint import RunState, Saver, list_saves, load_resume, snapshot, write_save
 from training.config import TrainConfig, Zeroshot
-from training.metrics import MetricsLog, cut_lines
+from training.metrics import MetricsLog, append_lines, cut_lines
 from training.run import _save_gathered, train
 from training.stopping import find_collapse
 
@@ -80,6 +83,14 @@ def test_lines_after_the_resumed_step_are_cut(tmp_path):
     cut_lines(str(tmp_path / "absent.jsonl"), step=0)
 
 
+def test_a_last_line_that_lost_its_end_is_not_run_into_the_next(tmp_path):
+    url = str(tmp_path / "metrics.jsonl")
+    Path(url).write_bytes(b'{"step": 1}\n{"step": 2}')
+    cut_lines(url, step=2)
+    append_lines(url, [{"step": 3}])
+    assert [json.loads(line)["step"] for line in Path(url).read_text().splitlines()] == [1, 2, 3]
+
+
 def test_on_an_object_store_lines_are_written_at_times_and_before_each_save(squares):
     store, found = fsspec.filesystem("memory"), []
 
@@ -98,7 +109,7 @@ def test_on_an_object_store_lines_are_written_at_times_and_before_each_save(squa
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"identity": "0" * 64, "step": 3}, "another config or data"), (b"no checkpoint", "cannot be read")],
+    [({"identity": "0" * 64, "step": 3}, "another config or data"), (b"no checkpoint", "is damaged")],
 )
 def test_a_leftover_that_cannot_be_used_is_named(squares, tmp_path, caplog, content, message):
     if isinstance(content, bytes):
@@ -138,6 +149,8 @@ def test_the_newest_saves_are_kept_and_open_as_models(squares, tmp_path):
     config = TrainConfig(**SETTINGS, checkpoint_every_steps=5, keep_checkpoints=3)
     train(config, data=str(squares), out=str(tmp_path), quiet=True)
     assert list_saves(str(tmp_path)) == [10, 15, 20]
+    train(replace(config, keep_checkpoints=1), data=str(squares), out=str(tmp_path), quiet=True)
+    assert list_saves(str(tmp_path)) == [10, 15, 20], "a finished run was found, and lost its saves"
     early, late = (open_model(f"winnow-vit-tiny@{tmp_path}/resume-{step:08d}.pt").model for step in (10, 20))
     assert not torch.equal(early.logit_scale, late.logit_scale)
 
@@ -156,6 +169,41 @@ def test_a_newest_save_that_is_broken_gives_way_to_the_one_before(tmp_path, capl
     assert load_resume(str(tmp_path), state, identity="x")
     assert state.step == 5 and torch.equal(state.model.weight, states[5].model.weight)
     assert "resume-00000010.pt" in caplog.text
+
+
+def test_a_save_that_cannot_be_read_now_ends_the_run_and_stays(tmp_path):
+    """The kernel gives EIO for the start of a process's memory, as a failing disk does."""
+    write_save(str(tmp_path), snapshot(make_state(5), identity="x"), keep=2)
+    (tmp_path / "resume-00000010.pt").symlink_to("/proc/self/mem")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n')
+    (tmp_path / "manifest.json").write_text("{}")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(
+        StageError, match=r"resume-00000010\.pt cannot be read now \(.*Input/output error.*may be whole"
+    ):
+        load_resume(str(tmp_path), make_state(0), identity="x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before and list_saves(str(tmp_path)) == [5, 10]
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    write_save(str(tmp_path), snapshot(make_state(5), identity="x"), keep=2)
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**55)
+
+    def load(*_, **__):
+        raise refused.value
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        load_resume(str(tmp_path), make_state(0), identity="x")
+
+
+def test_who_lost_the_lock_saves_nothing(tmp_path):
+    with pytest.raises(StageError, match=r"took .* over"), hold_lock(str(tmp_path), "train") as check_lock:
+        saver = Saver(str(tmp_path), identity="x", keep=1, check_lock=check_lock)
+        (tmp_path / LOCK).write_text("another's")
+        saver.save(make_state(5))
+    assert list_saves(str(tmp_path)) == []
 
 
 def test_saves_of_another_run_give_way_to_the_first_save_of_this(tmp_path):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from open_clip_train.scheduler import cosine_lr
 
+from pipeline import lock
 from pipeline.clip_model import find_clip, open_model
 from pipeline.errors import ConfigError, ModelError, PoolError, StageError
+from pipeline.lock import hold_lock
 from pipeline.manifest import read_manifest
 from training.config import TrainConfig
 from training.data import open_batches
@@ -63,6 +65,41 @@ def test_a_finished_run_is_not_done_again(finished, squares):
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
     assert train(make_config(num_workers=2), data=str(squares), out=str(out), quiet=True) == manifest
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("mistake", [{"heldout": 300}, {"grad_checkpointing": "conv"}, {"lock_text": "ViT-B-32"}])
+def test_a_mistake_leaves_a_finished_run_as_it_was(finished, squares, mistake):
+    out, manifest = finished
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    changed = make_config(seed=1, **mistake)
+    with pytest.raises(ConfigError):
+        train(changed, data=str(squares), out=str(out), quiet=True)
+    assert train(make_config(), data=str(squares), out=str(out), quiet=True) == manifest
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+
+
+def test_two_cannot_train_into_one_folder(squares, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    with hold_lock(str(tmp_path), "train"), pytest.raises(StageError, match="is at work here"):
+        train(make_config(), data=str(squares), out=str(tmp_path), quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["out", "wandb"])
+def test_what_cannot_be_written_is_told_before_the_tars_are_read(tmp_path, write_tar, monkeypatch, name):
+    """Reading them would be an error too, as no row of them is usable."""
+    data, out = write_tar(tmp_path / "data/0.tar", [("a.txt", b"no image")]), tmp_path / "out"
+    if name == "out":
+        out.write_text("a file")
+        with pytest.raises(FileExistsError):
+            train(make_config(), data=str(data), out=str(out), quiet=True)
+        return
+    pytest.importorskip("wandb")
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"report_to wandb: .* Or set WANDB_MODE=offline, or leave it out"):
+        train(make_config(report_to=("wandb",)), data=str(data), out=str(out), quiet=True)
 
 
 def test_the_same_run_gives_the_same_bytes(finished, squares, tmp_path):
@@ -194,9 +231,10 @@ def test_a_batch_larger_than_the_data_is_warned_of(tmp_path, write_shards, squar
     assert "a batch has 32 rows and there are 10 to train on" in caplog.text
 
 
-def test_a_device_that_is_none_is_an_error(squares, tmp_path):
-    with pytest.raises(ConfigError, match="device 'gpu' is none: say auto, cpu"):
-        train(make_config(), data=str(squares), out=str(tmp_path), device="gpu", quiet=True)
+@pytest.mark.parametrize("device", ["gpu", "meta"])
+def test_a_device_that_is_none_is_an_error(squares, tmp_path, device):
+    with pytest.raises(ConfigError, match=rf"device '{device}' cannot be trained on \(.*\): say auto, cpu"):
+        train(make_config(), data=str(squares), out=str(tmp_path), device=device, quiet=True)
 
 
 def test_data_that_is_not_there_is_an_error(tmp_path):

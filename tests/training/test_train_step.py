@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import open_clip
@@ -23,7 +24,7 @@ from training.loss import sigmoid_loss
 from training.optim import build_optimizer
 from training.order import step_seed
 from training.run import train
-from training.start import check_trainable, find_start, lock_text, open_start, resize_positions
+from training.start import check_trainable, find_start, lock_text, open_start, resize_positions, set_checkpointing
 from training.step import backward_in_parts, backward_whole, measure_loss, move_batch, take_step
 from training.world import ALONE
 
@@ -191,6 +192,27 @@ def test_checkpointed_blocks_give_the_same_weights(batches, which):
     )
     assert plain[0] == checkpointed[0]
     assert all(torch.equal(tensor, checkpointed[1][name]) for name, tensor in plain[1].items())
+
+
+def test_blocks_that_are_not_there_cannot_be_checkpointed():
+    vision = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "head_width": 8}
+    text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+    model = open_clip.CLIP(8, vision, text)
+    set_checkpointing(model, "none")
+    with pytest.raises(ConfigError, match="grad_checkpointing all: the model's image tower has none"):
+        set_checkpointing(model, "all")
+
+
+def test_siglip_begins_at_its_own_scale_and_bias_from_clips_weights(squares, tmp_path, caplog):
+    clip, same = make_config(samples=32, report_to=()), {"samples": 32, "loss": "siglip", "learning_rate": 1e-9}
+    train(clip, data=str(squares), out=str(tmp_path / "clip"), quiet=True)
+    for init, out, told in (("clip", "first", True), ("first", "second", False)):
+        caplog.clear()
+        places = {"out": str(tmp_path / out), "init": str(tmp_path / init)}
+        train(replace(clip, **same), data=str(squares), **places, quiet=True)
+        found = torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["state_dict"]
+        assert (float(found["logit_scale"].exp()), float(found["logit_bias"])) == pytest.approx((10, -10), rel=1e-5)
+        assert ("no logit bias, so SigLIP's loss begins with scale 10" in caplog.text) == told
 
 
 def test_conv_stages_are_vitamins():

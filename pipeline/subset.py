@@ -82,12 +82,6 @@ def _map_remote(url: str, version: str, is_numpy: bool) -> np.ndarray:
         return _map(copy.name, is_numpy)
 
 
-def count_in_subset(uids: np.ndarray, subset: np.ndarray) -> np.ndarray:
-    """Return int64 (rows,): how often each uid stands in the sorted subset; 0 when it does not."""
-    counts: np.ndarray = search_subset(subset, uids, or_equal=True) - search_subset(subset, uids, or_equal=False)
-    return counts
-
-
 def is_in_subset(uids: np.ndarray, subset: np.ndarray) -> np.ndarray:
     """Return bool (rows,): whether each uid stands in the sorted subset."""
     if not len(subset):
@@ -106,9 +100,14 @@ def search_subset(subset: np.ndarray, uids: np.ndarray, *, or_equal: bool) -> np
     low, left = np.zeros(len(uids), np.int64), len(subset)
     while left:  # each answer lies in low to low + left
         half = (left + 1) // 2
-        found = subset[low + (half - 1)]
-        first, second = found["f0"], found["f1"]
-        within = second <= uids["f1"] if or_equal else second < uids["f1"]
-        low += half * ((first < uids["f0"]) | ((first == uids["f0"]) & within))
+        low += half * is_below(subset[low + (half - 1)], uids, or_equal=or_equal)
         left -= half
     return low
+
+
+def is_below(entries: np.ndarray, uids: np.ndarray, *, or_equal: bool) -> np.ndarray:
+    """Return bool (rows,): whether each entry is below the uid beside it (or equal to it)."""
+    first, second = entries["f0"], entries["f1"]
+    within = second <= uids["f1"] if or_equal else second < uids["f1"]
+    below: np.ndarray = (first < uids["f0"]) | ((first == uids["f0"]) & within)
+    return below

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.ranges import read_ranges
 from pipeline.storage import join, remove, sha256_of_file, write_atomic, write_bytes
-from pipeline.subset import count_in_subset, is_in_subset, search_subset
+from pipeline.subset import is_below, is_in_subset, search_subset
 from pipeline.subset_runs import Merged, merge_runs, numpy_header, write_run
 from pipeline.uid import UID_BYTES, UID_DTYPE, is_sorted, sort_uids, unique_uids
 
@@ -114,4 +114,18 @@ def look_up(uids: np.ndarray) -> tuple[int, int]:
     Source: resharder.py:927-929, 1190-1194.
     """
     drawn = unique_uids(uids[:: max(1, len(uids) // LOOKED_UP)])
-    return len(drawn), int((count_in_subset(drawn, uids) > 0).sum())
+    found = _search_as_numpy(uids, drawn, or_equal=True) > _search_as_numpy(uids, drawn, or_equal=False)
+    return len(drawn), int(found.sum())
+
+
+def _search_as_numpy(unsorted: np.ndarray, uids: np.ndarray, *, or_equal: bool) -> np.ndarray:
+    """Return int64 (rows,): what np.searchsorted, left or right, says of each uid: where nothing is sorted it depends
+    on which entries are compared, and search_subset compares others.
+    """
+    low, high = np.zeros(len(uids), np.int64), np.full(len(uids), len(unsorted), np.int64)
+    while (searching := low < high).any():
+        middle = (low + high) // 2
+        below = is_below(unsorted[np.minimum(middle, len(unsorted) - 1)], uids, or_equal=or_equal)
+        low = np.where(searching & below, middle + 1, low)
+        high = np.where(searching & ~below, middle, high)
+    return low

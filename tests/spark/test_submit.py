@@ -29,7 +29,7 @@ SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
 RECIPE = """
 score: [{{filter: caption_length}}, {{filter: image_size}}, {{filter: clip_score, model: "{model}", device: cpu}}]
 subsets:
-  odd: [{{name: words, where: "caption_words > 2"}}, {{name: top, top: {{by: image_min_side_px, fraction: 0.25}}}}]
+  odd: [{{name: words, where: "caption_words + 0 > 2"}}, {{name: top, top: {{by: image_min_side_px, fraction: 0.25}}}}]
 shards: {{rows_per_shard: 3}}
 """
 PROBE = """
